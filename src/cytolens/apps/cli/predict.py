@@ -1,0 +1,95 @@
+"""`cytolens predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cytolens.apps.cli.console import BAD, DONE, Debug, Json, answer, command, names, problem_lines, progress
+from cytolens.problems import SettingError
+
+_ENGINES = ("local", "ray")
+
+
+@command
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Images, folders, patterns such as 'smears/*.jpg', or datasets.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    bundle: Annotated[str, typer.Option(help="A shipped bundle by name, or the folder of one.")] = "smear",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma separated: cells, csv, coco, geojson, overlay, report. Default: all but coco and geojson."
+        ),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only images of a dataset that meet a condition, such as 'fold = 0'.")
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Name the cells that were found in the same images (a folder of predict, or a dataset)."),
+    ] = None,
+    tile_px: Annotated[
+        int | None,
+        typer.Option(help="Look at the images in tiles of this side. Default: chosen by the size of the red cells."),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Refuse plain images with more pixels. Default: 250 million.")
+    ] = None,
+    tta: Annotated[
+        str, typer.Option(help="Views of each picture that are looked at: none, flip (2), flips (4), all (8).")
+    ] = "bundle",
+    jobs: Annotated[int, typer.Option(help="Images at a time; 0: one per core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or openvino.")] = "cpu",
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="ray: address of a running cluster. Default: one is started here.")
+    ] = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Find, name and count the cells of images.
+
+    Example: cytolens predict smears/ --out found/
+    """
+    from cytolens.bundle import Bundle
+    from cytolens.evaluate import read_found
+    from cytolens.predict.calling import predict_settings
+    from cytolens.predict.fields import image_rows, predict_images
+    from cytolens.predict.outputs import DEFAULT_FORMATS, checked_formats, write_outputs
+    from cytolens.predict.pipeline import Predictor
+
+    if engine not in _ENGINES:
+        raise SettingError(f'no engine "{engine}"; allowed: {", ".join(_ENGINES)}')
+    if address is not None and engine != "ray":
+        raise SettingError("--address names a Ray cluster; it goes with --engine ray")
+    formats = checked_formats(names(format) or DEFAULT_FORMATS)
+    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+    settings = predict_settings(tta=tta, tile_px=tile_px, jobs=jobs, device=device, **limit)
+    predictor = Predictor(Bundle.load(bundle), settings)
+    # Overlays of an earlier run are no smears; but whoever names a file there means it.
+    rows = image_rows(images, leave_out=out / "overlays", where=where)
+    given = None if boxes is None else read_found(boxes)[0]
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is better known before the work than after
+    with progress("looking at images", json_output) as tell:
+        if engine == "ray":
+            from cytolens.predict.on_ray import predict_on_ray
+
+            prediction = predict_on_ray(predictor, rows, tell, given, address=address)
+        else:
+            prediction = predict_images(predictor, rows, tell, given)
+    with progress("drawing overlays", json_output) as tell:
+        summary = write_outputs(prediction, predictor.bundle, out, formats, settings, tell)
+    lines = [
+        f"{summary['images']} images, {summary['cells']} cells, {summary['referred']} referred to a person → {out}"
+    ]
+    lines += [f"  {label}: {count}" for label, count in summary["counts"].items()]
+    lines += [f"  {summary['ms_per_image']} ms per image"] if summary["ms_per_image"] else []
+    if summary["remarks"]:
+        lines.append(f"  {len(summary['remarks'])} images are unlike the training's; their cells are referred")
+    if "report" in formats:
+        lines.append(f"  open {out / 'report.html'}")
+    answer(summary, lines + problem_lines(prediction.problems), json_output)
+    return BAD if prediction.failed else DONE

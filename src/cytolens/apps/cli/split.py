@@ -1,0 +1,100 @@
+"""`cytolens split`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cytolens.apps.cli.console import DONE, Debug, Json, answer, command, names
+from cytolens.problems import SettingError
+
+if TYPE_CHECKING:
+    from cytolens.prepare.split import Split
+
+_MANY = 100  # cells from which a label's balance is worth a figure
+
+
+@command
+def split(
+    dataset: Annotated[Path, typer.Argument(help="The dataset to split.")],
+    out: Annotated[Path, typer.Option(help="Folder for the dataset with its folds or parts.")],
+    folds: Annotated[int | None, typer.Option(help="Cross-validation folds of equal size.")] = None,
+    shares: Annotated[str | None, typer.Option(help="Parts instead of folds: train=0.7,val=0.15,test=0.15.")] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="Nested parts for learning curves: 0.05,0.2,1; each is a dataset in OUT.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which equals are placed.")] = 0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Folds or parts that are given stay; only new groups get one.")
+    ] = False,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Split a dataset: balanced in every label, and never through a group (patient, slide, duplicates).
+
+    Example: cytolens split data/pbc --folds 4 --seed 42 --out data/pbc-folds
+    """
+    from cytolens.dataset import Dataset
+    from cytolens.prepare import split as splitting
+
+    if sum(choice is not None for choice in (folds, shares, fractions)) != 1:
+        raise SettingError("say one of --folds 4, --shares train=0.8,val=0.2 or --fractions 0.05,0.2,1")
+    data = Dataset.read(dataset)
+    if fractions is not None:
+        if keep:
+            raise SettingError("--keep goes with --folds and --shares; fractions are drawn anew")
+        nested = splitting.fractions(data, _numbers(fractions, "--fractions"), seed)
+        written = {}
+        for share, part in nested.items():
+            part.write(out / f"{share:g}")
+            written[f"{share:g}"] = {"images": len(part.images), "cells": len(part.cells)}
+        told = [f"{out / name}: {one['images']} images, {one['cells']} cells" for name, one in written.items()]
+        answer({"out": str(out), "fractions": written}, told, json_output)
+        return DONE
+    if folds is not None:
+        result = splitting.folds(data, folds, seed, keep=keep)
+    else:
+        result = splitting.parts(data, _shares(shares or ""), seed, keep=keep)
+    result.dataset.write(out)
+    summary = {
+        "out": str(out),
+        "column": result.column,
+        "images_in_groups": result.grouped,
+        "worst_deviation": result.worst(_MANY),
+        "balance": result.balance.to_dicts(),
+    }
+    answer(summary, _lines(result, out), json_output)
+    return DONE
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in names(text)]
+    except ValueError:
+        raise SettingError(f'{option} takes numbers such as 0.05,0.2,1; got "{text}"') from None
+
+
+def _shares(text: str) -> dict[str, float]:
+    pairs = [part.partition("=") for part in names(text)]
+    values = _numbers(",".join(value or "?" for _, _, value in pairs), "--shares")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise SettingError(f'--shares names each part once; got "{text}"')
+    return {name.strip(): value for (name, _, _), value in zip(pairs, values, strict=True)}
+
+
+def _lines(result: Split, out: Path) -> list[str]:
+    parts = result.balance["part"].unique(maintain_order=True).to_list()
+    width = max(len(label) for label in result.balance["label"])
+    lines = [f"{out}: " + f"{'folds' if result.column == 'fold' else 'parts'} {', '.join(parts)}"]
+    lines.append(f"  {'':{width}} " + "".join(f"{part:>8}" for part in parts) + "   worst deviation")
+    for (label,), rows in result.balance.group_by("label", maintain_order=True):
+        off = 100 * float((rows["share"] - rows["wanted"]).abs().max() or 0)  # type: ignore[arg-type]
+        if rows["count"].sum():
+            lines.append(f"  {label!s:{width}} " + "".join(f"{n:>8}" for n in rows["count"]) + f"   {off:.2f} points")
+    if not result.grouped:
+        lines.append(
+            "  no image stands in a group: patients and slides may stand on both sides (--group-pattern at import)"
+        )
+    return lines

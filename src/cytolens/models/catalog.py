@@ -1,0 +1,38 @@
+"""The networks by name: one literal dict of functions, and one for public weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from cytolens.models.yolox import SIZES, Yolox
+from cytolens.problems import SettingError, did_you_mean, listing
+
+DETECTORS: dict[str, Callable[[int], nn.Module]] = {
+    f"yolox-{size}": partial(lambda size, classes: Yolox(size=size, classes=classes), size) for size in SIZES
+}
+
+
+def detector(name: str, classes: int) -> nn.Module:
+    """A detector with freshly drawn weights.
+
+    Raises:
+        SettingError: there is no detector of that name.
+    """
+    if name not in DETECTORS:
+        hint = did_you_mean(name, DETECTORS)
+        raise SettingError(f'no detector "{name}". {hint + " " if hint else ""}Allowed: {listing(DETECTORS)}')
+    return DETECTORS[name](classes)
+
+
+def classifier(name: str, *, classes: int, side_px: int, norm: str, dropout: float, drop_path: float) -> nn.Module:
+    """A classifier with freshly drawn weights; `name` is timm's name of the backbone.
+
+    Raises:
+        SettingError: timm has no such network.
+    """
+    from cytolens.models.classifier import Classifier
+
+    return Classifier(backbone=name, classes=classes, side_px=side_px, norm=norm, dropout=dropout, drop_path=drop_path)

@@ -1,0 +1,1 @@
+"""Prediction: images in, `Cells` out, on ONNX Runtime; no torch needed."""

@@ -1,0 +1,70 @@
+"""Running a bundle's network on ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolens.bundle import Bundle
+from cytolens.problems import BundleError, SettingError, listing
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
+
+
+def session(bundle: Bundle, device: str = "cpu", threads: int = 1) -> Any:
+    """An ONNX Runtime session of a bundle's network.
+
+    Args:
+        bundle: whose ``model.onnx`` to run.
+        device: "cpu", "cuda" or "openvino".
+        threads: threads of one run. Several images at once, one thread each, is faster than the reverse.
+
+    Raises:
+        SettingError: the device is unknown, or this installation of ONNX Runtime does not have it.
+        BundleError: the bundle has no network, or not one that can be run.
+    """
+    import onnxruntime
+
+    if device not in _PROVIDERS:
+        raise SettingError(f'device "{device}" is not known; allowed: {", ".join(_PROVIDERS)}')
+    if _PROVIDERS[device] not in onnxruntime.get_available_providers():
+        have = [name for name, provider in _PROVIDERS.items() if provider in onnxruntime.get_available_providers()]
+        raise SettingError(f'device "{device}" is not in this installation of onnxruntime; here: {listing(have)}')
+    path = bundle.file("model.onnx")
+    if path is None:
+        raise BundleError(f"{bundle.folder}: has no model.onnx, so it cannot predict")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[device]])
+    except Exception as error:
+        raise BundleError(f"{path}: cannot be run ({str(error).splitlines()[0]})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A detector's session."""
+
+    session: Any
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Pictures (B, H, W, 3) → boxes (B, L, 4) in px of the picture, scores (B, L, C)."""
+        boxes, scores = self.session.run(["boxes", "scores"], {"images": pictures})
+        return boxes, scores
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A classifier's session."""
+
+    session: Any
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Pictures (B, S, S, 3) → logits (B, K), embedding (B, D)."""
+        logits, embedding = self.session.run(["logits", "embedding"], {"images": pictures})
+        return logits, embedding

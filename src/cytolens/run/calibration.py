@@ -1,0 +1,95 @@
+"""What an exported classifier learns about itself on the tuning part: how sure it may be, and what is strange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytolens.labels import LabelSet
+from cytolens.predict.calibrate import binary_temperature, distance_limit, sure_threshold, temperature
+from cytolens.predict.familiarity import Familiarity, learn
+from cytolens.predict.session import Classifier
+from cytolens.tasks import classify
+from cytolens.tasks.classify import ClassifyOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a classifier says of pictures seen as in prediction, beside what is known of them.
+
+    Attributes:
+        logits: shape (N, K).
+        embeddings: shape (N, D).
+        known: allowed leaves (N, K) bool, or presence (N, K) int8, as the training was given them.
+    """
+
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+    known: NDArray[Any]
+
+
+def answers(classifier: Classifier, batches: Iterable[Any], views: int) -> Answers:
+    """The answers to batches of (images (B, 3, S, S), what is known (B, K))."""
+    logits, embeddings, known = [], [], []
+    for images, told in batches:
+        shown = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
+        one, other = classify.answers(classifier, shown, views)
+        logits.append(one)
+        embeddings.append(other)
+        known.append(told.numpy())
+    return Answers(np.concatenate(logits), np.concatenate(embeddings), np.concatenate(known))
+
+
+def calibrated(output: ClassifyOutput, tuned: Answers, labels: LabelSet) -> ClassifyOutput:
+    """The output with temperature and threshold learnt from the tuning part's answers.
+
+    Where no cell there has a name that is given, `sure` stays as it is.
+    """
+    if output.outputs == "sigmoid":
+        warmth, truth = binary_temperature(tuned.logits, tuned.known), _one_name_each(tuned.known, labels)
+    else:
+        warmth, truth = temperature(tuned.logits, tuned.known), _names(tuned.known, labels)
+    output = output.model_copy(update={"temperature": round(warmth, 4)})
+    left = {labels.require(name) for name in output.leave_out}
+    rows = [row for row, (told, name) in enumerate(truth) if told and name not in left]
+    if not any(truth[row][1] is not None for row in rows):
+        return output
+    table = classify.shares(tuned.logits[rows], output, labels)
+    weighted = classify.with_evidence(table, classify.prior_weights(output.prior, labels))
+    sure = sure_threshold(weighted, [truth[row][1] for row in rows], labels)
+    return output.model_copy(update={"sure": sure})
+
+
+def familiarity(output: ClassifyOutput, learnt: Answers, tuned: Answers, labels: LabelSet) -> Familiarity | None:
+    """What pictures of one single kind look like; a kind that is left out is to stay strange. None: there are none."""
+    kept = classify.kept_leaves(labels, output)
+    rows = np.flatnonzero(_of_one_kind(learnt.known) & (learnt.known == 1)[:, kept].any(axis=1))
+    tuning = (tuned.known == 1)[:, kept].any(axis=1)
+    if not len(rows) or not tuning.any():
+        return None
+    mean, projection, centres = learn(learnt.embeddings[rows], (learnt.known[rows] == 1).argmax(axis=1))
+    draft = Familiarity(mean, projection, centres, np.inf)
+    return Familiarity(mean, projection, centres, distance_limit(draft.distances(tuned.embeddings[tuning])))
+
+
+def _of_one_kind(known: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows say one leaf for certain, and exclude all others."""
+    return (known != 0).sum(axis=1) == 1
+
+
+def _names(allowed: NDArray[np.bool_], labels: LabelSet) -> list[tuple[bool, str | None]]:
+    """Of each cell, that its name is known, and the name."""
+    matrix = labels.leaf_matrix
+    return [(True, labels.names[int((matrix == row).all(axis=1).argmax())]) for row in allowed]
+
+
+def _one_name_each(presence: NDArray[np.integer], labels: LabelSet) -> list[tuple[bool, str | None]]:
+    """Of each image, whether it is known to hold one kind or nothing, and that kind or None."""
+    some = _of_one_kind(presence) & (presence == 1).any(axis=1)
+    nothing = (presence == 0).all(axis=1)
+    kinds = [labels.leaves[leaf] for leaf in presence.argmax(axis=1)]
+    return [(bool(s or n), kind if s else None) for s, n, kind in zip(some, nothing, kinds, strict=True)]

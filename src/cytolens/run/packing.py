@@ -1,0 +1,284 @@
+"""Packing: from runs to bundles that are given away, with their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cytolens.bundle import Bundle, BundleInfo, copy, rewrite
+from cytolens.bundle import write as write_bundle
+from cytolens.labels import LabelSet
+from cytolens.predict.ensemble import given_labels
+from cytolens.predict.exam import make_exam
+from cytolens.problems import BundleError, SettingError
+from cytolens.settings import checked
+from cytolens.tasks.classify import ClassifyOutput
+from cytolens.tasks.detect import DetectOutput, Fusion
+
+_HEADLINES = {
+    "detection": ("map50", "map50_95", "precision", "recall", "f1"),
+    "classification": ("accuracy", "macro_f1", "balanced_accuracy", "accuracy_accepted", "coverage", "ece"),
+}
+
+
+def pack_single(
+    run: str,
+    out: Path,
+    *,
+    name: str,
+    description: str,
+    scores: Mapping[str, Any],
+    card: str,
+    licence: str | None,
+    keep_weights: bool,
+) -> Bundle:
+    """A bundle from a run (or another bundle), with its card.
+
+    Raises:
+        BundleError: the run has no finished bundle.
+    """
+    source = Bundle.load(run)
+    info = source.info.model_copy(
+        update={
+            "name": name,
+            "description": description,
+            "scores": _kept(scores),
+            "licence": licence or source.info.licence,
+        }
+    )
+    files: dict[str, Path | bytes] = {
+        file: source.folder / file for file in source.info.files if keep_weights or file != "weights.safetensors"
+    }
+    files["card.md"] = card_text(info, source.labels, card).encode()
+    return write_bundle(out, info, files)
+
+
+def pack_pipeline(
+    members: Sequence[str],
+    out: Path,
+    *,
+    name: str,
+    description: str,
+    scores: Mapping[str, Any],
+    card: str,
+    licence: str | None,
+    name_these: Sequence[str],
+) -> Bundle:
+    """A pipeline of a detector and a classifier. Members are copied beside it, if they are not there.
+
+    Its labels are those of the two: what the detector tells apart, with the classifier's names under
+    the label that it refines.
+
+    Raises:
+        BundleError: the two are not a detector and a classifier, or there is no place for one of them.
+        SettingError: `name_these` names a label that the detector does not find, or two of the three
+            bundles have the same name.
+    """
+    loaded = [Bundle.load(member) for member in members]
+    by_task = {bundle.info.task: bundle for bundle in loaded}
+    if set(by_task) != {"detect", "classify"}:
+        raise BundleError(f"a pipeline needs a detector and a classifier; got {[b.info.task for b in loaded]}")
+    detector, classifier = by_task["detect"], by_task["classify"]
+    given = given_labels(classifier)
+    own = [name for name in detector.labels.names if given.resolve(name) is None]
+    labels = LabelSet.of([*given.names, *own])
+    if not set(given.leaves) <= set(labels.leaves):  # kinds that exclude each other there are kinds of each other here
+        labels = given.joined(detector.labels)
+    wrong = [label for label in name_these if detector.labels.resolve(label) is None]
+    if wrong:
+        raise SettingError(f"the detector does not find {wrong}; it finds {list(detector.labels.names)}")
+    if len({out.resolve().name, detector.name, classifier.name}) < 3:
+        raise SettingError(
+            f'the pipeline stands beside its members, so all need other names; got "{out.resolve().name}", '
+            f'"{detector.name}" and "{classifier.name}". Choose another --out, or pack a member under another --name'
+        )
+    placed = [_beside(bundle, out) for bundle in (detector, classifier)]
+    info = BundleInfo(
+        name=name,
+        task="pipeline",
+        description=description,
+        labels=labels.to_dict(),
+        members={bundle.folder.name: bundle.hash for bundle in placed},
+        name_these=[labels.require(label) for label in name_these],
+        field_ranges=detector.info.field_ranges,
+        scores=_kept(scores),
+        licence=licence or "; ".join(dict.fromkeys(b.info.licence for b in placed if b.info.licence)),
+        credits=list(dict.fromkeys(credit for b in placed for credit in b.info.credits)),
+    )
+    bundle = make_exam(write_bundle(out, info, {}))
+    return rewrite(bundle, bundle.info, {"card.md": card_text(info, labels, card).encode()})
+
+
+def pack_ensemble(
+    detectors: Sequence[Path],
+    classifiers: Mapping[str, Sequence[Path]],
+    out: Path,
+    *,
+    name: str,
+    description: str = "",
+    weights: Mapping[str, float] | None = None,
+    sure: float | None = None,
+    temperature: float | None = None,
+    threshold: float | None = None,
+    fusion: Mapping[str, Any] | None = None,
+    of_images: Sequence[Path] = (),
+    cell_share: float = 1.0,
+) -> Bundle:
+    """One bundle that predicts with all members; copies of them, without weights for training, stand beside it.
+
+    Args:
+        detectors: their runs; their findings are fused.
+        classifiers: name in the blend → the runs of its folds, which share its weight.
+        out: the bundle's folder.
+        name, description: of the bundle.
+        weights: name in the blend → weight; equal where not said. A classifier of weight 0 is left out.
+        sure: probability from which the blended name is sure; None: the first classifier's.
+        temperature: of the blend; None: 1.
+        threshold: score from which a finding counts; None: the first detector's.
+        fusion: settings of `Fusion`.
+        of_images: runs of classifiers of whole images.
+        cell_share: what the others weigh in an image with one cell; 1: those of whole images are left out.
+
+    Raises:
+        BundleError: a run has no bundle of its task, or all weights are 0.
+        SettingError: two members have the same name, or a setting is not allowed.
+    """
+    loaded = [Bundle.load(place) for place in detectors]
+    shares: dict[str, float] = {}
+    for family, places in classifiers.items():
+        weight = float((weights or {}).get(family, 1.0))
+        if weight <= 0:
+            continue
+        for bundle in map(Bundle.load, places):
+            shares[bundle.name] = weight / len(places)
+            loaded.append(bundle)
+    if cell_share < 1:
+        loaded += [Bundle.load(place) for place in of_images]
+    tasks = [bundle.info.task for bundle in loaded]
+    if "detect" not in tasks or (classifiers and "classify" not in tasks):
+        raise BundleError(f"an ensemble needs detectors, and classifiers with a weight; got {tasks}")
+    names = [bundle.name for bundle in loaded]
+    if repeated := sorted({one for one in [*names, out.name] if [*names, out.name].count(one) > 1}):
+        raise SettingError(f"members stand side by side, so each needs its own name; given twice: {repeated}")
+    first = loaded[0]
+    naming = next((bundle for bundle in loaded if bundle.info.task == "classify"), None)
+    known = first.labels if naming is None else given_labels(naming)
+    labels = known.joined(first.labels)
+    placed = [_without_weights(bundle, out.resolve().parent / bundle.name) for bundle in loaded]
+    found_output = first.info.detect_output or DetectOutput()
+    if threshold is not None:
+        found_output = found_output.model_copy(update={"thresholds": dict.fromkeys(first.labels.names, threshold)})
+    named_output = None
+    if naming is not None:
+        # Members divide by their own temperatures; the first one's would count twice.
+        update = {"temperature": 1.0 if temperature is None else temperature} | ({} if sure is None else {"sure": sure})
+        named_output = (naming.info.classify_output or ClassifyOutput()).model_copy(update=update)
+    info = BundleInfo(
+        name=name,
+        task="pipeline",
+        description=description,
+        labels=labels.to_dict(),
+        members={bundle.folder.name: bundle.hash for bundle in placed},
+        weights=shares,
+        fusion=checked(Fusion, fusion or {}, "fusion"),
+        cell_share=cell_share,
+        detect_output=found_output,
+        classify_output=named_output,
+        name_these=[] if naming is None else [label for label in first.labels.names if _a_white_cell(first, label)],
+        licence="; ".join(dict.fromkeys(b.info.licence for b in placed if b.info.licence)),
+        credits=list(dict.fromkeys(credit for b in placed for credit in b.info.credits)),
+    )
+    return make_exam(write_bundle(out, info, {}))
+
+
+def _a_white_cell(detector: Bundle, label: str) -> bool:
+    """Whether classifiers are asked about what a detector calls so: all but red cells and platelets."""
+    return detector.labels.role(label) not in ("erythrocyte", "platelet")
+
+
+def _without_weights(bundle: Bundle, target: Path) -> Bundle:
+    """A copy that predicts, and cannot be trained on from."""
+    kept: dict[str, Path | bytes] = {
+        name: bundle.folder / name for name in bundle.info.files if name != "weights.safetensors"
+    }
+    return write_bundle(target, bundle.info, kept)
+
+
+def _beside(bundle: Bundle, out: Path) -> Bundle:
+    """The bundle in the pipeline's parent folder, under its own name."""
+    target = out.resolve().parent / bundle.name
+    if bundle.folder.resolve() == target:
+        return bundle
+    return copy(bundle, target)
+
+
+def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that a bundle keeps of an evaluation: the headlines and the labels, with intervals."""
+    kept: dict[str, Any] = {}
+    for domain, figures in scores.items():
+        wanted = ("task", "images", "matched", "interval_unit", "per_label", *_HEADLINES[figures["task"]])
+        kept[domain] = {
+            key: value
+            for key, value in figures.items()
+            if key.removesuffix("_interval") in wanted and value is not None
+        }
+    return kept
+
+
+def card_text(info: BundleInfo, labels: LabelSet, purpose: str) -> str:
+    """The card: purpose and limits as given, then what the bundle knows of itself."""
+    lines = [f"# {info.name}", "", info.description, ""]
+    if purpose.strip():
+        lines += [purpose.strip(), ""]
+    lines += ["## Labels", "", ", ".join(labels.names), ""]
+    if info.training:
+        lines += _training_lines(info.training)
+    for domain, figures in info.scores.items():
+        lines += [f"## Scores: {domain}", "", *_score_lines(figures), ""]
+    if info.scores:
+        lines += [
+            "Behind each figure its 95 % interval (bootstrap). It covers the chance of which images were drawn.",
+            "",
+        ]
+    lines += ["## Licence", "", info.licence or "not stated", ""]
+    lines += [f"- {credit}" for credit in info.credits]
+    lines += ["", "For research use only. Not a medical device.", ""]
+    return "\n".join(lines)
+
+
+def _training_lines(training: Mapping[str, Any]) -> list[str]:
+    """Where the weights come from: a training here, or somebody else's file."""
+    if (origin := training.get("imported")) is not None:
+        notes = [f"- {note}" for note in origin["notes"]]
+        return [
+            "## Origin",
+            "",
+            f"- {origin['file']} (sha256 {origin['sha256']}), read as {origin['kind']}",
+            *notes,
+            "",
+        ]
+    lines = ["## Training", "", f"- data: {training['dataset']} ({training['dataset_fingerprint']})"]
+    lines += [f"- {training['images']} images, {training['cells']} cells learnt from"]
+    return [*lines, f"- seed {training['settings']['seed']}, best epoch {training['result']['best_epoch']}", ""]
+
+
+def _score_lines(figures: Mapping[str, Any]) -> list[str]:
+    headlines = [n for n in _HEADLINES[figures["task"]] if n in figures]
+    lines = ["| figure | value |", "|---|---|"]
+    lines += [f"| {name} | {_with_interval(figures, name)} |" for name in headlines]
+    columns = (
+        ("ap50", "recall", "truth") if figures["task"] == "detection" else ("precision", "recall", "f1", "support")
+    )
+    lines += ["", f"| label | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for label, row in figures.get("per_label", {}).items():
+        lines.append(f"| {label} | {' | '.join(_with_interval(row, column) for column in columns)} |")
+    return lines
+
+
+def _with_interval(figures: Mapping[str, Any], name: str) -> str:
+    value = figures.get(name)
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    interval = figures.get(f"{name}_interval")
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")

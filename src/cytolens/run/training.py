@@ -1,0 +1,351 @@
+"""Training from end to end: dataset → network → calibrated bundle with its exam."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from cytolens.bundle import Bundle, BundleInfo, rewrite
+from cytolens.bundle import write as write_bundle
+from cytolens.cells import Cells
+from cytolens.dataset import Dataset, merge
+from cytolens.images import Images
+from cytolens.models.checkpoint import load_matching
+from cytolens.models.public_weights import WEIGHTS, starting_weights
+from cytolens.predict.calibrate import detection_thresholds, field_ranges
+from cytolens.predict.exam import make_exam
+from cytolens.predict.familiarity import FILE, field_measures
+from cytolens.predict.fields import predict_images
+from cytolens.predict.pipeline import Predictor, PredictSettings
+from cytolens.predict.session import Classifier, session
+from cytolens.prepare import stain
+from cytolens.prepare.crops import relocated
+from cytolens.problems import BundleError, DatasetError, Problems, SettingError, listing
+from cytolens.run.calibration import answers, calibrated, familiarity
+from cytolens.settings import checked, overlaid, read_recipe, with_overrides
+from cytolens.tasks import classify
+from cytolens.train import classification, detection, multilabel
+from cytolens.train.background_squares import BackgroundSquares
+from cytolens.train.batches import Samples, readable, tuning_part
+from cytolens.train.export import export_classifier, export_detector
+from cytolens.train.fit import Plan, check_run, fit
+
+TASKS = {"detect": detection.DetectTraining, "classify": classification.ClassifyTraining}
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training leaves: the run folder, its bundle, and what was wrong in the data."""
+
+    run: Path
+    bundle: Bundle
+    problems: Problems
+
+
+def training_settings(
+    task: str,
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    model: str | None = None,
+    tables: Mapping[str, Any] | None = None,
+) -> Any:
+    """The settings of a training from a recipe, the command line and defaults.
+
+    Args:
+        task: detect or classify.
+        recipe: TOML file with settings.
+        overrides: KEY=VALUE each.
+        model: another network than the recipe's.
+        tables: settings that go over the recipe's, key by key.
+
+    Raises:
+        SettingError: the task, a key or a value is not allowed.
+    """
+    if task not in TASKS:
+        raise SettingError(f'no training task "{task}"; allowed: {", ".join(TASKS)}')
+    data = read_recipe(recipe) if recipe else {}
+    if data.get("task", task) != task:
+        raise SettingError(f'{recipe} is a recipe for "{data["task"]}", not for "{task}"')
+    data = with_overrides(overlaid(data, tables or {}), overrides)
+    if model is not None:
+        data["model"] = model
+    return checked(TASKS[task], data, str(recipe or "settings"))
+
+
+def prepared(datasets: Sequence[Dataset], settings: Any, boxes: Cells | None, notify: Notify) -> Dataset:
+    """One dataset to learn from, in the labels of the settings (or of the first dataset).
+
+    A classifier leaves out cells that its labels have no word for, and says so; one of whole images leaves out the
+    images with such cells, which may be of any kind. A detector cannot: they would be taught as background.
+
+    Args:
+        datasets: what to learn from.
+        settings: of the training.
+        boxes: what a detector found; the datasets whose images it is about are cut there.
+        notify: is told what is left out.
+
+    Raises:
+        LabelError: a detector's labels have no counterpart for a label present; or there are no labels.
+        DatasetError: two datasets have the same name, or `boxes` is about none of them.
+    """
+    labels = detection.label_set(datasets[0], settings.labels)
+    if boxes is not None:
+        looked_at = set(boxes.frame["image_id"])
+        about = [bool(looked_at & set(dataset.images.ids)) for dataset in datasets]
+        if not any(about):
+            raise DatasetError("the boxes are of other images than the data; predict the dataset itself")
+        datasets = [relocated(d, boxes) if here else d for d, here in zip(datasets, about, strict=True)]
+    spoken = []
+    for dataset in datasets:
+        one = dataset.relabel(labels, missing="drop" if settings.task == "classify" else "error")
+        if (lost := len(dataset.cells) - len(one.cells)) > 0:
+            notify(f"{dataset.name}: {lost} cells are left out; the labels have no word for them")
+            if getattr(settings, "target", "cell") == "image":
+                gone = dataset.cells.frame.join(one.cells.frame, on="cell_id", how="anti")["image_id"].unique()
+                one = one.of_images(Images(one.images.frame.filter(~pl.col("image_id").is_in(gone.to_list()))))
+                notify(f"{dataset.name}: so are {len(gone)} whole images that hold them")
+        spoken.append(one)
+    return spoken[0] if len(spoken) == 1 else merge(spoken, "+".join(d.name for d in spoken), labels)
+
+
+def train(
+    settings: Any,
+    dataset: Dataset,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
+    notify: Notify = lambda _: None,
+) -> TrainingResult:
+    """Train, calibrate, and write the bundle to ``run/bundle``.
+
+    Args:
+        settings: `DetectTraining` or `ClassifyTraining`.
+        dataset: where the images have parts, only `settings.split` is learnt from; the rest is not touched.
+        run: the run folder.
+        resume: go on where an earlier call was stopped; a finished run is left as it is.
+        progress: show a progress bar; None: where standard error is a terminal.
+        notify: is told, in a sentence, what a user should know.
+
+    Raises:
+        SettingError, DatasetError, LabelError, DownloadError: the request cannot be carried out.
+    """
+    problems = Problems()
+    check_run(run, settings, resume)  # before the data are loaded, which takes its time
+    if getattr(settings, "frozen", None) is not None and settings.weights is None:
+        raise SettingError(f"frozen = {settings.frozen} keeps blocks as they start, so it needs weights to start from")
+    if resume and (done := _finished_bundle(run)) is not None:
+        notify(f"{run} is finished; its bundle stays as it is")
+        return TrainingResult(run, done, problems)
+    if settings.split and not dataset.images.frame["split"].is_null().all():
+        dataset = dataset.part(settings.split)
+    if settings.fold is not None:
+        dataset = without_fold(dataset, settings.fold)
+    dataset = dataset.relabel(detection.label_set(dataset, settings.labels))
+    kept = tuning_part(dataset.images.frame, settings.tuning_share, settings.seed)
+    learning = dataset.of_images(Images(dataset.images.frame.filter(~kept)))
+    tuning = dataset.of_images(Images(dataset.images.frame.filter(kept)))
+    notify(f"{len(learning.images)} images to learn from, {len(tuning.images)} kept for selection and calibration")
+    if not len(learning.images) or not len(tuning.images):
+        raise SettingError(f"{len(dataset.images)} images are too few to learn from and to keep some for tuning")
+    torch.manual_seed(settings.seed)  # weights that are freshly drawn belong to the run's chance, too
+    planner = _detect_plan if settings.task == "detect" else _classify_plan
+    plan = planner(settings, learning, tuning, problems)
+    _start(plan.module.network, settings, notify)
+    network = fit(plan, settings, run, resume=resume, progress=progress, notify=notify)
+    exporter = _detect_bundle if settings.task == "detect" else _classify_bundle
+    notify("exporting and calibrating")
+    bundle = exporter(settings, network, learning, tuning, run)
+    return TrainingResult(run, make_exam(bundle), problems)
+
+
+def without_fold(dataset: Dataset, fold: int) -> Dataset:
+    """The images outside a cross-validation fold; images that stand in no fold are among them.
+
+    Raises:
+        DatasetError: no image stands in that fold.
+    """
+    folds = dataset.images.frame["fold"]
+    have = sorted(folds.drop_nulls().unique().to_list())
+    if fold not in have:
+        hint = (
+            f"its folds: {listing(map(str, have))}" if have else "make them: cytolens split DATASET --folds 4 --out …"
+        )
+        raise DatasetError(f"the dataset has no fold {fold}; {hint}")
+    return dataset.of_images(Images(dataset.images.frame.filter((folds != fold) | folds.is_null())))
+
+
+def _finished_bundle(run: Path) -> Bundle | None:
+    """The bundle of a run that has nothing left to do, or None; its exam is written last."""
+    try:
+        bundle = Bundle.load(run / "bundle")
+    except BundleError:
+        return None
+    return bundle if bundle.file("exam/expected.parquet") is not None else None
+
+
+def _start(network: Any, settings: Any, notify: Notify) -> None:
+    """Put the starting weights into a fresh network."""
+    if settings.weights is None:
+        notify("starting from random weights")
+        return
+    state = starting_weights(settings.weights)
+    if settings.task == "classify":
+        from cytolens.models.classifier import for_this_size  # timm takes its time
+
+        state = for_this_size(network, state)
+    fresh, unused = load_matching(network, state)
+    if len(fresh) == len(network.state_dict()):
+        raise SettingError(f'weights = "{settings.weights}" fits not one tensor of {settings.model}')
+    frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    if random := sorted(frozen & set(fresh)):
+        raise SettingError(
+            f"frozen = {settings.frozen} would keep tensors that {settings.weights} does not fill, at random values: "
+            f"{listing(random, 5)}; start from weights of {settings.model}, or train more blocks"
+        )
+    heads = ", ".join(sorted({name.rsplit(".", 1)[0] for name in fresh})) or "none"
+    notify(f"starting from {settings.weights}; freshly drawn: {heads}; unused there: {len(unused)} tensors")
+
+
+def _detect_plan(settings: Any, learning: Dataset, tuning: Dataset, problems: Problems) -> Plan:
+    samples = detection.fields(learning, settings.input, problems)
+    batches = detection.tuning_batches(tuning, settings, problems)
+    readable_tuning = detection.only_readable(tuning, [batch[2] for batch in batches])
+    return Plan(
+        module=detection.DetectModule(settings, readable_tuning),
+        samples=Samples(detection.sample_maker(samples, settings), len(samples), settings.seed),
+        weights=None,
+        collate=detection.collate,
+        tuning=batches,
+    )
+
+
+def _classify_plan(settings: Any, learning: Dataset, tuning: Dataset, problems: Problems) -> Plan:
+    classify.spoken(learning.labels, settings.output)  # names that cannot be left out are an error now, not at the end
+    if settings.target == "image":
+        return _whole_image_plan(settings, learning, tuning, problems)
+    store = classification.StoredCells(learning, settings, problems)
+    squares = BackgroundSquares.of(learning, settings, problems)
+    if settings.background and squares is None:
+        raise DatasetError(
+            f'background = "{settings.background}": no image to learn from is known to be without cells; give a '
+            "dataset of such images as a further --data, or leave the setting out"
+        )
+    samples, weights = classification.training_samples(store, settings, squares)
+    return Plan(
+        module=classification.ClassifyModule(settings, learning.labels),
+        samples=samples,
+        weights=weights,
+        collate=classification.collate,
+        tuning=classification.tuning_batches(tuning, settings, problems),
+    )
+
+
+def _whole_image_plan(settings: Any, learning: Dataset, tuning: Dataset, problems: Problems) -> Plan:
+    samples, weights = multilabel.training_samples(multilabel.WholeImages(learning, settings, problems), settings)
+    return Plan(
+        module=multilabel.MultiLabelModule(settings, learning.labels),
+        samples=samples,
+        weights=weights,
+        collate=classification.collate,
+        tuning=multilabel.tuning_batches(tuning, settings, problems),
+    )
+
+
+def _info(settings: Any, dataset: Dataset, run: Path, **more: Any) -> BundleInfo:
+    public = WEIGHTS.get(settings.weights or "")
+    return BundleInfo(
+        name=settings.name,
+        task=settings.task,
+        labels=dataset.labels.to_dict(),
+        licence=dataset.licence,
+        credits=[f"started from {public.credit}, {public.licence}"] if public else [],
+        training={
+            "settings": settings.model_dump(mode="json"),
+            "dataset": dataset.name,
+            "dataset_fingerprint": dataset.fingerprint,
+            "images": len(dataset.images),
+            "cells": len(dataset.cells),
+            "commit": _commit(),
+            "torch": torch.__version__,
+            **_finished(run),
+        },
+        **more,
+    )
+
+
+def _finished(run: Path) -> dict[str, Any]:
+    import json
+
+    return {"result": json.loads((run / "finished.json").read_text(encoding="utf-8"))}
+
+
+def _commit() -> str | None:
+    """The commit of the program's own checkout, or None where it is installed from a package."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
+    """Export, then choose each label's threshold on the tuning part."""
+    export_detector(network, run / "model.onnx", settings.input.side_px)
+    roles = {learning.labels.role(name): name for name in learning.labels.names}
+    ruler = _red_cell_px(learning, roles.get("erythrocyte"), settings.input.side_px)
+    info = _info(settings, learning, run, detect_input=settings.input, detect_output=settings.output)
+    info = info.model_copy(update={"architecture": {"model": settings.model, "red_cell_px": ruler}})
+    info = info.model_copy(update={"field_ranges": _ranges(learning)})
+    bundle = write_bundle(run / "bundle", info, _files(run))
+    found = predict_images(Predictor(bundle, PredictSettings(whole_px=10**9)), tuning.images.rows())
+    thresholds = detection_thresholds(tuning.cells, found.cells.relabel(tuning.labels), found.images.ids)
+    output = settings.output.model_copy(update={"thresholds": thresholds})
+    return rewrite(bundle, info.model_copy(update={"detect_output": output}))
+
+
+def _files(run: Path) -> dict[str, Path | bytes]:
+    return {"model.onnx": run / "model.onnx", "weights.safetensors": run / "weights.safetensors"}
+
+
+def _red_cell_px(dataset: Dataset, red: str | None, side_px: int) -> float:
+    """Median diameter of the training's red cells in px of the network's input; 0 where there are none."""
+    if red is None:
+        return 0.0
+    sizes = dataset.images.frame.select("image_id", pl.max_horizontal("width_px", "height_px").alias("side"))
+    cells = dataset.cells.filter(pl.col("label") == red).frame.join(sizes, on="image_id")
+    diameter = ((pl.col("x_max") - pl.col("x_min")) * (pl.col("y_max") - pl.col("y_min"))).sqrt() / pl.col("side")
+    median = cells.select(diameter.median()).item()
+    return round(float(median) * side_px, 1) if median is not None else 0.0
+
+
+def _ranges(dataset: Dataset) -> dict[str, tuple[float, float]]:
+    paths = dataset.images.frame["path"].to_list()
+    measures = [field_measures(pixels, stain.measure(pixels)) for _, pixels in readable(paths, Problems())]
+    return field_ranges(measures)
+
+
+def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
+    """Export, then learn temperature, threshold and familiarity on the tuning part."""
+    export_classifier(network, run / "model.onnx", settings.input.side_px)
+    output = settings.output.model_copy(update={"outputs": "sigmoid" if settings.loss == "focal" else "softmax"})
+    info = _info(settings, learning, run, classify_input=settings.input, classify_output=output)
+    info = info.model_copy(update={"architecture": {"model": settings.model, "norm": settings.norm}})
+    bundle = write_bundle(run / "bundle", info, _files(run))
+    classifier = Classifier(session(bundle, threads=torch.get_num_threads()))
+    batches = multilabel.tuning_batches if settings.target == "image" else classification.tuning_batches
+    learnt, tuned = (
+        answers(classifier, batches(part, settings, Problems()), output.views) for part in (learning, tuning)
+    )
+    info = info.model_copy(update={"classify_output": calibrated(output, tuned, learning.labels)})
+    familiar = familiarity(output, learnt, tuned, learning.labels)
+    return rewrite(bundle, info, {} if familiar is None else {FILE: familiar.to_bytes()})

@@ -1,0 +1,1 @@
+"""Training: the only place where networks learn. Needs the extra "train"."""

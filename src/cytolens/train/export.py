@@ -1,0 +1,98 @@
+"""From a trained network to ONNX, with what belongs to it inside: colour order, scaling, decoding.
+
+Both graphs take uint8 RGB pictures as they come from `tasks`, any number at once:
+
+* detector: ``images`` (B, H, W, 3) → ``boxes`` (B, L, 4) in input px, ``scores`` (B, L, C);
+* classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cytolens.models.yolox import Yolox, decode
+from cytolens.problems import written
+
+_OPSET = 18
+
+
+class DetectorGraph(nn.Module):
+    """A detector with decoding, for pictures in RGB."""
+
+    def __init__(self, network: Yolox) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+        stem = self.network.backbone.backbone.stem.conv.conv
+        # The published networks see BGR. Exchanging the stem's input channels costs nothing at run time.
+        order = [part * 3 + colour for part in range(4) for colour in (2, 1, 0)]
+        stem.weight = nn.Parameter(stem.weight.detach()[:, order].clone())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W, 3) uint8 RGB → boxes (B, L, 4), scores (B, L, C)."""
+        raw = self.network(images.permute(0, 3, 1, 2).float())
+        boxes = decode(raw, (images.shape[1], images.shape[2]))
+        return boxes, raw[..., 5:].sigmoid() * raw[..., 4:5].sigmoid()
+
+
+class ClassifierGraph(nn.Module):
+    """A classifier for pictures as bytes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, S, 3) uint8 RGB → logits (B, K), embedding (B, D)."""
+        logits, embedding = self.network(images.permute(0, 3, 1, 2).float())
+        return logits, embedding
+
+
+def export_detector(network: Yolox, path: Path, side_px: int) -> None:
+    """Write a detector as ONNX; batch, height and width stay free."""
+    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
+    # Unequal sides, both of several strides: export takes equal or single ones for constants.
+    example = torch.zeros(2, side_px, side_px + 32, 3, dtype=torch.uint8)
+    _export(DetectorGraph(network), example, path, ["boxes", "scores"], free)
+
+
+def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
+    """Write a classifier as ONNX; the batch stays free."""
+    example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
+    _export(ClassifierGraph(network), example, path, ["logits", "embedding"], {0: torch.export.Dim("batch", min=1)})
+
+
+def _export(graph: nn.Module, example: Tensor, path: Path, outputs: list[str], free: Mapping[int, object]) -> None:
+    graph = graph.float().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with written(path) as part, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, about its inner workings
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=["images"],
+            output_names=outputs,
+            dynamic_shapes=({**free},),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.optimize()
+        part.write_bytes(_without_origin(program.model_proto).SerializeToString())
+
+
+def _without_origin(model: Any) -> Any:
+    """The ONNX model without the exporter's notes, which hold the source lines and paths of this machine."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model

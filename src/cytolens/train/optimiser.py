@@ -1,0 +1,67 @@
+"""The optimiser, its schedule, and the running average of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+
+from cytolens.train.settings import Optimise
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights of convolutions and linear layers with decay; norms and biases without."""
+    decayed, plain = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def learning_rate_share(step: int, steps_per_epoch: float, settings: Optimise) -> float:
+    """Share of the learning rate at a step: quadratic warm-up, cosine, flat in the closing epochs.
+
+    Source: the YOLOX recipe (``warmcos``).
+    """
+    warm = settings.warmup_epochs * steps_per_epoch
+    end = max((settings.epochs - settings.closing_epochs) * steps_per_epoch, warm + 1)
+    if step < warm:
+        return max((step / warm) ** 2, 1e-6)
+    if step >= end:
+        return settings.final_share
+    wave = 0.5 * (1 + math.cos(math.pi * (step - warm) / (end - warm)))
+    return settings.final_share + (1 - settings.final_share) * wave
+
+
+def optimiser_and_schedule(module: LightningModule, settings: Optimise) -> dict[str, Any]:
+    """What Lightning's `configure_optimizers` returns."""
+    groups = parameter_groups(module, settings.weight_decay)
+    if settings.optimiser == "sgd":
+        optimiser: torch.optim.Optimizer = torch.optim.SGD(
+            groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
+        )
+    else:
+        optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    steps = module.trainer.estimated_stepping_batches / settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_share(step, steps, settings))
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class RunningAverage(WeightAveraging):
+    """An exponential running average of weights and buffers; it is what is scored and shipped.
+
+    The decay grows as decay · (1 − exp(−n / ramp)) with the number of updates n, as in YOLOX.
+    """
+
+    def __init__(self, decay: float, ramp: float) -> None:
+        def mean(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+            if not average.is_floating_point():
+                return value
+            keep = decay * (1 - math.exp(-float(count) / ramp))
+            return average + (value - average) * (1 - keep)  # in this form frozen weights stay exactly what they are
+
+        super().__init__(use_buffers=True, avg_fn=mean)

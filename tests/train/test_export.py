@@ -1,0 +1,98 @@
+"""Exported networks answer as the trained ones do, for any number of pictures and several shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cytolens.models import catalog
+from cytolens.models.yolox import Yolox, decode
+from cytolens.train.export import export_classifier, export_detector
+
+pytestmark = pytest.mark.torch
+
+_SIDE = 96
+
+
+def shaken(network: nn.Module, seed: int) -> nn.Module:
+    """The network with norms that have seen data, so that a wrong order of channels shows."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2.0)
+    return network
+
+
+def pictures(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(count * height + width).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def run(path: Path, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [np.asarray(answer) for answer in session.run(None, {"images": images})]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Yolox, Path]:
+    torch.manual_seed(0)
+    network = shaken(catalog.detector("yolox-nano", 3), 1)
+    assert isinstance(network, Yolox)
+    path = tmp_path_factory.mktemp("detector") / "model.onnx"
+    export_detector(network, path, _SIDE)
+    return network, path
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 96, 64), (1, 96, 96), (3, 64, 96), (3, 32, 128)])
+def test_a_detector_answers_as_before(detector: tuple[Yolox, Path], count: int, height: int, width: int) -> None:
+    network, path = detector
+    images = pictures(count, height, width)
+    boxes, scores = run(path, images)
+    with torch.no_grad():  # the network sees BGR planes, as the published ones do
+        planes = torch.from_numpy(np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2))).float()
+        raw = network.eval()(planes)
+        expected = decode(raw, (height, width)).numpy()
+        likely = (raw[..., 5:].sigmoid() * raw[..., 4:5].sigmoid()).numpy()
+    locations = height * width // 64 + height * width // 256 + height * width // 1024
+    assert boxes.shape == (count, locations, 4)
+    assert scores.shape == (count, locations, 3)
+    size = np.maximum((expected[..., 2:] - expected[..., :2]).max(axis=-1, keepdims=True), 1)
+    assert np.abs((boxes - expected) / size).max() < 1e-4
+    assert np.abs(scores - likely).max() < 1e-4
+
+
+def test_exporting_leaves_the_network_as_it_was(detector: tuple[Yolox, Path], tmp_path: Path) -> None:
+    network, _ = detector
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    export_detector(network, tmp_path / "again.onnx", 64)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [file.name for file in tmp_path.iterdir()] == ["again.onnx"]  # weights inside, nothing half-written
+    network.eval()
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_classifier_answers_as_before(norm: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = catalog.classifier("tf_efficientnet_lite0", classes=5, side_px=64, norm=norm, dropout=0.3, drop_path=0.2)
+    network = shaken(network, 2)
+    export_classifier(network, tmp_path / "model.onnx", 64)
+    network.eval()
+    for count in (1, 3):
+        images = pictures(count, 64, 64)
+        logits, embedding = run(tmp_path / "model.onnx", images)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float())
+        for got, wanted in zip((logits, embedding), expected, strict=True):
+            assert got.shape == tuple(wanted.shape)
+            assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1.0, float(wanted.abs().max()))
+    assert logits.shape == (3, 5)
