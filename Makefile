@@ -5,11 +5,12 @@ VENV := .venv
 CORE := .venv-core
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint format bench docs pins clean
+.PHONY: help setup demo test explore lint format bench docs pins clean
 
 help:
 	@echo "make demo    render smears, find and count their cells, open demo/index.html (no torch needed)"
 	@echo "make test    the whole test suite and its environment"
+	@echo "make explore the same with new, and more, drawn examples in the property tests"
 	@echo "make lint    style, types, architecture"
 	@echo "make bench   speed against named peers"
 	@echo "make docs    the generated reference in docs/"
@@ -37,6 +38,9 @@ demo: $(CORE)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
+
+explore: $(VENV)/.ready
+	CYTOLENS_EXAMPLES=explore $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("cytolens", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("cytolens")
+# How long an example takes says more about the machine than about the code. The suite draws the same examples each
+# time, so that it says the same of the same code; `make explore` draws new ones, and many more of them.
+settings.register_profile("cytolens", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("CYTOLENS_EXAMPLES", "cytolens"))
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
