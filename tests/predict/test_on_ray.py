@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,41 @@ def test_given_boxes_are_named_there(smears: Path, here: Path) -> None:
     assert far.cells.frame.equals(local.cells.frame)
     assert far.images.ids == local.images.ids
     assert len(far.images) == _FIELDS
+
+
+def test_images_whose_actor_is_killed_are_looked_at_again(smears: Path, here: Path) -> None:
+    predictor = Predictor(Bundle.load("smear-detector"), PredictSettings(jobs=1))
+    rows = image_rows([smears / "images"])
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if not killed:
+            killed.extend(actors())
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    far = predict_on_ray(predictor, rows, kill)
+    assert killed
+    assert far.cells.frame.equals(predict_images(predictor, rows).cells.frame)
+
+
+def actors() -> list[int]:
+    """Processes of the pool on this machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"_Looker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def test_what_an_actor_refuses_is_raised_as_it_is(smears: Path, here: Path) -> None:
+    predictor = Predictor(replace(Bundle.load("smear-detector"), hash="000000000000"), PredictSettings(jobs=1))
+    with pytest.raises(BundleError, match="not 000000000000; install the same version everywhere") as raised:
+        predict_on_ray(predictor, image_rows([smears / "images"])[:1])
+    assert type(raised.value) is BundleError
 
 
 def test_boxes_of_other_images_are_refused(smears: Path) -> None:

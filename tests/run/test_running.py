@@ -141,6 +141,8 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_request_that_is_refused(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match='no engine "spark"; allowed: local, ray'):
         run(recipe, tmp_path / "out", engine="spark")
+    with pytest.raises(SettingError, match="--address names a Ray cluster; it goes with --engine ray"):
+        run(recipe, tmp_path / "out", address="10.0.0.1:6379")
     with pytest.raises(SettingError, match=r'there is no "starts"\. Did you mean "start"'):
         run(recipe, tmp_path / "out", overrides=["starts=1"])
     assert not (tmp_path / "out").exists()

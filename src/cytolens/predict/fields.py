@@ -29,6 +29,7 @@ from cytolens.problems import DatasetError, ImageError, Problem, Problems
 
 _BLOCK_PX = 4096  # side of the regions in which a large tiled file is looked at
 Progress = Callable[[int, int], None]
+Task = tuple[dict[str, Any], Cells | None]  # a row of `Images`, and the cells to be named there; None: find them
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,20 +155,39 @@ def predict_images(
         BundleError: there are `boxes`, and no classifier.
     """
     started = time.perf_counter()
-    rows = list(rows)
-    if boxes is not None and len(boxes) and not set(boxes.frame["image_id"]) & {row["image_id"] for row in rows}:
-        raise DatasetError("the boxes are of other images (by image_id) than those to look at; name the same dataset")
-    given = None if boxes is None else (dict(boxes.by_image()), Cells.empty(boxes.labels))
-    look = look_at if given is None else partial(_name_in, given=given)
-    results = list(_in_order(partial(look, predictor), rows, predictor.settings.jobs, progress))
+    results = list(_in_order(partial(look, predictor), tasks(list(rows), boxes), predictor.settings.jobs, progress))
     looked = time.perf_counter()
     prediction = assembled(predictor, results)
     prediction.timings.update(predict_s=looked - started, assemble_s=time.perf_counter() - looked)
     return prediction
 
 
+def tasks(rows: Sequence[dict[str, Any]], boxes: Cells | None) -> list[Task]:
+    """What there is to do in each image: find cells, or name those that are given.
+
+    Args:
+        rows: of `Images`.
+        boxes: cells of these images; None: cells are looked for.
+
+    Raises:
+        DatasetError: `boxes` is about none of these images.
+    """
+    if boxes is None:
+        return [(row, None) for row in rows]
+    if len(boxes) and not set(boxes.frame["image_id"]) & {row["image_id"] for row in rows}:
+        raise DatasetError("the boxes are of other images (by image_id) than those to look at; name the same dataset")
+    given, none = dict(boxes.by_image()), Cells.empty(boxes.labels)
+    return [(row, given.get(row["image_id"], none)) for row in rows]
+
+
+def look(predictor: Predictor, task: Task) -> ImageResult:
+    """Do what there is to do in one image."""
+    row, cells = task
+    return _find_in(predictor, row) if cells is None else _name_in(predictor, row, cells)
+
+
 def _in_order(
-    look: Callable[[dict[str, Any]], ImageResult], rows: list[dict[str, Any]], jobs: int, progress: Progress | None
+    look: Callable[[Task], ImageResult], rows: list[Task], jobs: int, progress: Progress | None
 ) -> Iterator[ImageResult]:
     jobs = jobs or os.cpu_count() or 1
     waiting: deque[Future[ImageResult]] = deque()
@@ -190,7 +210,7 @@ def _in_order(
             raise
 
 
-def look_at(predictor: Predictor, row: dict[str, Any]) -> ImageResult:
+def _find_in(predictor: Predictor, row: dict[str, Any]) -> ImageResult:
     """Read one image and find its cells."""
     path = row.get("path")
     try:
@@ -213,9 +233,8 @@ def look_at(predictor: Predictor, row: dict[str, Any]) -> ImageResult:
         return ImageResult(row, None, error.problem)
 
 
-def _name_in(predictor: Predictor, row: dict[str, Any], given: tuple[dict[str, Cells], Cells]) -> ImageResult:
+def _name_in(predictor: Predictor, row: dict[str, Any], cells: Cells) -> ImageResult:
     """Read one image and name the cells that are given for it."""
-    cells = given[0].get(row["image_id"], given[1])
     try:
         if row.get("path") is None:
             raise ImageError(

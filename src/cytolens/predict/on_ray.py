@@ -1,32 +1,33 @@
 """Ray: how this process joins a cluster, and many images looked at there.
 
-Images are looked at by tasks of a few rows each. A worker process keeps the predictor for the tasks that follow, and a
-task whose machine is lost is run again elsewhere; so it does not matter which process looks at which image.
+Images are looked at by a pool of Ray Data's actors, a few at a time. An actor keeps its predictor, and images whose
+actor or machine is lost are looked at again by another; so it does not matter which one looks at which image.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from cytolens.bundle import Bundle, find, shipped
 from cytolens.cells import Cells
-from cytolens.predict.fields import ImageResult, Prediction, Progress, _name_in, assembled, look_at
+from cytolens.predict.fields import ImageResult, Prediction, Progress, Task, assembled, look, tasks
 from cytolens.predict.pipeline import Predictor, PredictSettings
-from cytolens.problems import BundleError, CytolensError, DatasetError, SettingError, require
+from cytolens.problems import BundleError, CytolensError, SettingError, require
 
 RETRIES = 5  # times that a task is run again because its process or machine was lost
-_BATCH = 8  # images per task: enough to be worth the way, few enough to spread evenly and to lose
-_IN_FLIGHT = 3  # tasks handed out per core: none waits for the driver, and memory stays flat
+_BATCH = 8  # images at a time: enough to be worth the way, few enough to spread evenly and to lose
 _STORE_BYTES = 256 << 20  # memory for results on their way; tables of cells are small
 _PATIENCE_S = 5.0  # that cancelled tasks get to tidy up
 _KNOCK_S = 10.0  # that a cluster may take to answer
@@ -64,6 +65,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         raise SettingError(f"--address {address}: this process is part of a Ray cluster already; leave the address out")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs each actor of a pool; what fails is raised
     with ExitStack() as stack:
         # Ray says there what it lost; standard output is for results.
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -135,11 +137,19 @@ def remote(function: Any, cpus: float = 1, gpus: float = 0) -> Any:
     """
     import ray
 
-    threads = str(max(1, int(cpus)))
-    variables = dict.fromkeys(_THREADS, threads) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     return ray.remote(function).options(
-        num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False, runtime_env={"env_vars": variables}
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_retries=RETRIES,
+        retry_exceptions=False,
+        runtime_env=environment(cpus, gpus),
     )
+
+
+def environment(cpus: float, gpus: float) -> dict[str, Any]:
+    """What a process of the cluster sees: as many threads as it has cores, and no device that is not its own."""
+    variables = dict.fromkeys(_THREADS, str(max(1, int(cpus))))
+    return {"env_vars": variables | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
 
 
 def settle(home: str, cpus: float) -> None:
@@ -212,7 +222,7 @@ def predict_on_ray(
     """Look at every image on a Ray cluster; the result is that of `predict_images`.
 
     Args:
-        predictor: whose bundle and settings the cluster's processes load. With `jobs`, no more tasks run at a time.
+        predictor: whose bundle and settings the cluster's processes load. With `jobs`, the pool has no more actors.
         rows: of `Images`; every machine sees the files under these names.
         progress: is told the images done and in all.
         boxes: cells of these images that are named where they are, in their order; none are looked for.
@@ -224,15 +234,11 @@ def predict_on_ray(
         SettingError: no cluster answers, or none of its machines has what the device asks for.
         MissingExtraError: Ray is not installed.
     """
-    if boxes is not None and len(boxes) and not set(boxes.frame["image_id"]) & {row["image_id"] for row in rows}:
-        raise DatasetError("the boxes are of other images (by image_id) than those to look at; name the same dataset")
     started = time.perf_counter()
-    given: Mapping[str, Cells] = {} if boxes is None else dict(boxes.by_image())
-    none = None if boxes is None else Cells.empty(boxes.labels)
-    items = [(row, given.get(row["image_id"], none)) for row in rows]
+    work = tasks(rows, boxes)
     with connected(address):
         joined = time.perf_counter()
-        results = _looked(predictor, items, progress)
+        results = _looked(predictor, work, progress)
         looked = time.perf_counter()
     prediction = assembled(predictor, results)
     timings = {"start_ray_s": joined - started, "predict_s": looked - joined}
@@ -240,52 +246,68 @@ def predict_on_ray(
     return prediction
 
 
-Item = tuple[dict[str, Any], Cells | None]
-
-
-def _looked(predictor: Predictor, items: list[Item], progress: Progress | None) -> list[ImageResult]:
+def _looked(predictor: Predictor, work: list[Task], progress: Progress | None) -> list[ImageResult]:
     """The results of all images, in their order."""
     import ray
+    import ray.data
 
     gpus = float(predictor.settings.device == "cuda")
     check_resources(f"device {predictor.settings.device}", 1, gpus)
-    task = remote(_look, 1, gpus)
-    bundle, settings, home = predictor.bundle, predictor.settings.model_dump_json(), str(Path.cwd())
+    bundle = predictor.bundle
     place = bundle.name if bundle.name in shipped() and find(bundle.name) == bundle.folder else str(bundle.folder)
-    most = predictor.settings.jobs or _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    ahead = iter(range(0, len(items), _BATCH))
-    found: dict[int, list[ImageResult]] = {}
-    waiting: dict[Any, int] = {}
-    done = 0
-    try:
-        while True:
-            while len(waiting) < most and (first := next(ahead, None)) is not None:
-                batch = items[first : first + _BATCH]
-                waiting[task.remote(place, bundle.hash, settings, home, batch)] = first
-            if not waiting:
-                return [result for first in sorted(found) for result in found[first]]
-            for reference in ray.wait(list(waiting))[0]:
-                first = waiting[reference]
-                found[first] = answer(reference, f"images from {items[first][0]['image_id']} on")
-                done += len(found[first])
-                del waiting[reference]
-                if progress is not None:
-                    progress(done, len(items))
-    except BaseException:
-        cancel(waiting)
-        raise
+    known = (place, bundle.hash, predictor.settings.model_dump_json(), str(Path.cwd()))
+    most = predictor.settings.jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    blocks = -(-len(work) // _BATCH)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"place": place, "task": task} for place, task in enumerate(work)]
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, blocks))
+    looking = dataset.map_batches(
+        _Looker,
+        batch_size=_BATCH,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, max(1, blocks))),
+        fn_constructor_args=known,
+        num_cpus=1,
+        num_gpus=gpus,
+        runtime_env=environment(1, gpus),
+    )
+    looking.context.enable_progress_bars = False
+    found: dict[int, ImageResult] = {}
+    for row in looking.iter_rows():
+        if isinstance(row["result"], CytolensError):
+            raise row["result"]
+        found[int(row["place"])] = row["result"]
+        if progress is not None:
+            progress(len(found), len(work))
+    return [found[place] for place in range(len(work))]
 
 
-def _look(place: str, expected: str, settings: str, home: str, items: list[Item]) -> list[ImageResult]:
-    """A task: look at some images, in their order."""
-    settle(home, 1)
-    predictor = _predictor(place, expected, settings)
-    return [look_at(predictor, row) if cells is None else _name_in(predictor, row, ({}, cells)) for row, cells in items]
+class _Looker:
+    """An actor of the pool: looks at images."""
+
+    def __init__(self, place: str, expected: str, settings: str, home: str) -> None:
+        self.home, self.known = home, (place, expected, settings)
+        self.predictor: Predictor | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The results of some images beside their places; a refusal is a result, too, as Ray would log its trace."""
+        results = np.empty(len(batch["place"]), object)
+        try:
+            if self.predictor is None:  # not on construction: an actor that fails there is begun for ever
+                settle(self.home, 1)
+                self.predictor = _predictor(*self.known)
+            for number, task in enumerate(batch["task"]):
+                results[number] = look(self.predictor, task)
+        except CytolensError as error:
+            results[:] = error
+        return {"place": batch["place"], "result": results}
 
 
-@lru_cache(maxsize=1)
 def _predictor(place: str, expected: str, settings: str) -> Predictor:
-    """The predictor of this process, kept for the next task."""
+    """The predictor of this process.
+
+    Raises:
+        BundleError: this machine has another bundle of that name.
+    """
     bundle = Bundle.load(place)
     if bundle.hash != expected:
         raise BundleError(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,7 @@ class _Run:
         self.unmade = {one.name for one in stages}
         self.under_way: dict[Any, Planned] = {}
         self.begun: set[str] = set()
+        self.again: Counter[str] = Counter()
         self.failure: Exception | None = None
 
     def to_the_end(self) -> None:
@@ -96,6 +98,7 @@ class _Run:
         ready = [one for one in self.open if not self.unmade.intersection(one.takes)]
         for one in ready:
             self.open.remove(one)
+            _attempts(one, self.store).unlink(missing_ok=True)
             task = remote(_attempt, one.stage.cpus, one.stage.gpus)
             self.under_way[task.remote(one, self.store, self.home, self.mailbox)] = one
 
@@ -109,13 +112,18 @@ class _Run:
             said = ray.get(self.mailbox.take.remote())
         now = {one.name for one in self.under_way.values()}
         for name, what, text in said:
-            if name not in now:
-                continue
-            if what == "start" and name not in self.begun:
-                self.begun.add(name)
-                self.told(name, "start", {"machine": text})
-            else:
-                self.told(name, "note", {"text": text if what == "note" else f"begun again on {text}"})
+            if name in now:
+                self._pass_on(name, what, text)
+
+    def _pass_on(self, name: str, what: str, text: str) -> None:
+        if name not in self.begun:
+            self.begun.add(name)
+            self.told(name, "start", {"machine": text} if what == "start" else {})
+        if what == "again":
+            self.again[name] += 1
+            self.told(name, "note", {"text": f"begun again on {text}"})
+        elif what == "note":
+            self.told(name, "note", {"text": text})
 
     def _take(self, reference: Any) -> None:
         """The result of a task that has ended, or what it failed with."""
@@ -123,7 +131,7 @@ class _Run:
 
         one = self.under_way.pop(reference)
         try:
-            said = answer(reference, one.name)
+            said, machines = answer(reference, one.name)
             _appeared(one, self.store)
         except TaskCancelledError:
             return  # withdrawn after another's failure
@@ -133,8 +141,9 @@ class _Run:
                 self.failure = error
                 self._withdraw()
             return
-        if one.name not in self.begun:
-            self.told(one.name, "start", {})
+        self._pass_on(one.name, "", "")
+        for machine in machines[1 + self.again[one.name] :]:  # what a lost message did not say
+            self._pass_on(one.name, "again", machine)
         self.unmade.discard(one.name)
         self.told(one.name, "done", said)
 
@@ -144,7 +153,7 @@ class _Run:
 
         self.open.clear()
         for reference, one in self.under_way.items():
-            if one.name not in self.begun:
+            if not _attempts(one, self.store).exists():
                 ray.cancel(reference)
 
 
@@ -167,8 +176,8 @@ def _appeared(one: Planned, store: Store) -> None:
 # -- on the machine that does a stage -------------------------------------------------------------
 
 
-def _attempt(one: Planned, store: Store, home: str, mailbox: Any) -> dict[str, Any]:
-    """A task: make one stage's result; returns what its ``done.json`` says."""
+def _attempt(one: Planned, store: Store, home: str, mailbox: Any) -> tuple[dict[str, Any], list[str]]:
+    """A task: make one stage's result; returns what its ``done.json`` says, and where all attempts at it began."""
     import ray
 
     sent = []
@@ -177,13 +186,28 @@ def _attempt(one: Planned, store: Store, home: str, mailbox: Any) -> dict[str, A
         sent[:] = [mailbox.put.remote(one.name, what, text)]
 
     settle(home, one.stage.cpus)
-    tell("start", socket.gethostname())
     try:
         with _alone(one, store, tell):
-            return do(one, store, lambda text: tell("note", text))
+            machines = _begun(one, store)
+            tell("start" if len(machines) == 1 else "again", machines[-1])
+            return do(one, store, lambda text: tell("note", text)), machines
     finally:
         # One task's messages come in their order, so where the last has come, the driver hears all before the result.
         ray.wait(sent, timeout=_DELIVERY_S)
+
+
+def _attempts(one: Planned, store: Store) -> Path:
+    """The file that names the machines where attempts at a stage began: a message of theirs may be lost with them."""
+    folder = store.folder(one.name, one.key)
+    return folder.parent / f".{folder.name}.attempts"
+
+
+def _begun(one: Planned, store: Store) -> list[str]:
+    """Where attempts at a stage began, this one last; to be called by the one that is alone."""
+    file = _attempts(one, store)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(f"{socket.gethostname()}\n")
+    return file.read_text(encoding="utf-8").splitlines()
 
 
 @contextmanager

@@ -83,6 +83,8 @@ def _engine(name: str, address: str | None) -> Callable[[Sequence[Planned], Stor
     if name not in ENGINES:
         raise SettingError(f'no engine "{name}"; allowed: {", ".join(ENGINES)}')
     if name == "local":
+        if address is not None:
+            raise SettingError("--address names a Ray cluster; it goes with --engine ray")
         return run_stages
     from cytolens.run.engine_ray import engine
 
