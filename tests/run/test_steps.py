@@ -546,6 +546,10 @@ def test_whole_images_have_the_say_that_other_folds_gave_them(
             for mixed in [share * own[here] + (1 - share) * said[here]]
         )
         assert best < 2e-3
+    without = Dataset.read(truth)
+    Dataset(without.images.with_columns(fold=None), without.cells, without.name).write(tmp_path / "unfolded")
+    with pytest.raises(DatasetError, match="there are images without a fold; make folds with: cytolens split"):
+        done("image-blend", tmp_path / "no", truth=tmp_path / "unfolded", blend=tmp_path / "blend", shares=folders)
 
 
 @pytest.mark.data
@@ -567,3 +571,12 @@ def test_whole_images_are_asked_one_by_one(imported: Path, tmp_path: Path, monke
     assert table.columns == ["image_id", *labels.leaves]
     expected = [1 / (1 + np.exp(-np.log(share))) for share in (0.2, 0.2, 0.6)]
     np.testing.assert_allclose(table.drop("image_id").to_numpy(), [expected] * 17, rtol=1e-5)
+
+
+def test_a_prediction_of_images_that_all_cannot_be_read_is_no_result(fields: Path, tmp_path: Path) -> None:
+    gone = Dataset.read(fields)
+    Dataset(gone.images.with_columns(path="nowhere.png"), gone.cells, gone.name).write(tmp_path / "gone")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError, match=r"\d+ of \d+ images could not be read, first: .*nowhere\.png"):
+        done("predict", tmp_path / "out", dataset=tmp_path / "gone", bundle=Path("smear-detector"))
+    assert not (tmp_path / "out" / "cells.parquet").exists()

@@ -32,6 +32,8 @@ WRONG = ("#f5f8f8", "#fbd9bd", "#f0914c", "#c2410c", "#7c2d12")
 PALETTE = ("#0f766e", "#c2410c", "#4f46e5", "#b45309", "#be185d", "#0284c7", "#65a30d", "#57534e")
 _STYLES = ("-", "--", ":", "-.")
 _DPI = 200
+# In points above a mark: where its name may stand, the nearest first.
+_OFFSETS = (-11.0, 5.0, 14.0, 23.0, -20.0, *(float(up) for up in range(32, 1000, 9)))
 
 
 def confusion_matrix(labels: Sequence[str], columns: Sequence[str], matrix: ArrayLike, *, kind: Kind = "png") -> bytes:
@@ -227,16 +229,21 @@ def score_against_cost(
         axes.plot(costs[chosen], scores[chosen], "o", markersize=12, markerfacecolor="none", color=WARM)
     if limit is not None and limit < 2 * max(costs):
         axes.axvline(limit, color=WARM, linewidth=1, linestyle="--")
-    middle = (max(costs) + min(costs)) / 2
-    for index in front:
-        # To the side where there is room.
-        left = costs[index] > middle
-        axes.annotate(
-            names[index], (costs[index], scores[index]), (-6 if left else 6, -11), textcoords="offset points",
-            ha="right" if left else "left", fontsize=7.5, color=INK, parse_math=False,
-        )  # fmt: skip
     axes.margins(x=0.06, y=0.12)
     _plain(axes)
+    middle = (max(costs) + min(costs)) / 2
+    taken: list[tuple[bool, float]] = []
+    for index in front:
+        # To the side where there is room, below or above, and clear of the names that stand there already.
+        left = costs[index] > middle
+        height = float(axes.transData.transform((costs[index], scores[index]))[1]) * 72 / figure.dpi
+        up = next(up for up in _OFFSETS if all(left != side or abs(height + up - at) >= 9 for side, at in taken))
+        taken.append((left, height + up))
+        axes.annotate(
+            names[index], (costs[index], scores[index]), (-6 if left else 6, up), textcoords="offset points",
+            ha="right" if left else "left", fontsize=7.5, color=INK, parse_math=False,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        )  # fmt: skip
     axes.set_xlabel(axis_titles[0], color=INK)
     axes.set_ylabel(axis_titles[1], color=INK)
     axes.yaxis.label.set_fontsize(9)

@@ -396,7 +396,10 @@ class PredictStep(Step):
             given = parts[0].concat(*parts[1:])
         prediction = predict_images(predictor, rows, boxes=given)
         if prediction.failed:
-            notify(f"{len(prediction.failed)} images could not be read")
+            first = f"{len(prediction.failed)} of {len(rows)} images could not be read, first: {prediction.failed[0]}"
+            if len(prediction.failed) == len(rows):
+                raise DatasetError(first)
+            notify(first)
         summary = write_outputs(prediction, predictor.bundle, folder, ("cells",), settings)
         return {name: summary[name] for name in ("images", "failed", "cells", "ms_per_image")}
 

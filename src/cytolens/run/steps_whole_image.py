@@ -86,6 +86,8 @@ class ImageBlendStep(Step):
         rows, right = partners(truth, cells, images)
         use = alone[rows] & np.array([name in cells.labels.leaves for name in right])
         folds = dict(truth.images.frame.select("image_id", "fold").iter_rows())
+        if any(folds.get(i) is None for i in ids):
+            raise DatasetError(f"{self.truth}: there are images without a fold; make folds with: cytolens split")
         fold = np.array([folds[i] for i in ids])
         answer = np.array([cells.labels.leaves.index(name) for name in right[use]], np.intp)
         settings = TuneSettings(candidates=self.candidates)
