@@ -35,8 +35,14 @@ class Partners:
     whole_images: int
 
 
-def find_partners(joined: Joined, iou_min: float) -> Partners:
-    """Pair truths with counted findings, image by image, by the rule of `match.partners`."""
+def find_partners(joined: Joined, iou_min: float, *, same_label: bool = False) -> Partners:
+    """Pair truths with counted findings, image by image, by the rule of `match.partners`.
+
+    Args:
+        joined: truth and findings.
+        iou_min: overlap from which they are the same cell.
+        same_label: whether only findings of the truth's own label are taken.
+    """
     ignored = joined.truth.frame["ignore"].to_numpy()
     counted = joined.found.frame["counted"].to_numpy()
     sizes = joined.images.frame.select("width_px", "height_px").rows()
@@ -46,6 +52,11 @@ def find_partners(joined: Joined, iou_min: float) -> Partners:
     for one in overlaps_by_image(joined):
         answer = counted[one.found]
         rows, table = one.found[answer], one.table[answer]
+        if same_label:
+            alike = joined.found_label[rows][:, None] == joined.truth_label[one.truth][None]
+            table = np.where(alike | ignored[one.truth][None], table, 0.0)
+            fits = alike.any(axis=1)
+            rows, table = rows[fits], table[fits]
         ours, theirs = match.partners(
             truth_boxes[one.truth],
             found_boxes[rows],
