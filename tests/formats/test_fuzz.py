@@ -101,6 +101,18 @@ def coco(folder: Path) -> list[Path]:
     return written(folder, {"instances.json": COCO})
 
 
+def leukemia_attri(folder: Path) -> list[Path]:
+    lines = "0 0.5 0.5 0.2 0.4 1 0 1 0 0 1 0\n1 0.25 0.5 0.5 1 2 2 2 2 2 2 2\n"
+    return written(folder, {"classes.txt": "WBC\nNone\n", "labels/one.txt": lines, "labels/two.txt": lines})
+
+
+def leukemia_attri_coco(folder: Path) -> list[Path]:
+    codes = '"cell_size": 2, "nuclear_chromatio": 1, "nuclear_shape": 4, "nucleolus": 0, "cytoplasm": null'
+    return written(
+        folder, {"instances.json": COCO.replace('"id": 1, "image_id": 1,', f'{codes}, "id": 1, "image_id": 1,')}
+    )
+
+
 def geojson(folder: Path) -> list[Path]:
     return written(folder, {"one.geojson": GEOJSON})
 
@@ -128,6 +140,7 @@ def written(folder: Path, texts: dict[str, str]) -> list[Path]:
 
 
 SETS: dict[str, Callable[[Path], list[Path]]] = {
+    "leukemia_attri": leukemia_attri, "leukemia_attri_coco": leukemia_attri_coco,
     "voc": voc, "yolo": yolo, "coco": coco, "geojson": geojson, "label_images": label_images,
     **{format: table(format) for format in TABLES},
 }  # fmt: skip

@@ -36,6 +36,11 @@ def _with_other_attributes(schema: str) -> Callable[[Dataset], int]:
     return count
 
 
+def _with_leukemia_size(data: Dataset) -> int:
+    column = "leukemia_attri.cell_size"
+    return _cells_where(pl.col(column).is_not_null())(data) if column in data.cells.frame.columns else 0
+
+
 def _with_attribute_probabilities(data: Dataset) -> int:
     columns = [f"{attribute.column}_probabilities" for attribute in data.labels.attributes]
     return _cells_where(pl.any_horizontal(pl.col(columns).is_not_null()))(data) if columns else 0
@@ -118,6 +123,7 @@ ASPECTS: dict[str, tuple[str, Callable[[Dataset], int]]] = {
     "overlaps of masks": ("pixels", _shared_pixels),
     "attributes": ("cells", _with_attributes),
     "attributes other than WBCAtt's": ("cells", _with_other_attributes("wbcatt")),
+    "cell sizes of LeukemiaAttri": ("cells", _with_leukemia_size),
     "attributes other than LeukemiaAttri's": ("cells", _with_other_attributes("leukemia_attri")),
     "probabilities of attributes": ("cells", _with_attribute_probabilities),
     "ignore flags": ("cells", _cells_where(pl.col("ignore"))),

@@ -17,6 +17,8 @@ from cytolens.formats.geojson import is_geojson
 from cytolens.formats.intake import decode_text
 from cytolens.formats.label_files import FOLDERS as LABEL_FOLDERS
 from cytolens.formats.label_files import find_label_files, without_mark
+from cytolens.formats.leukemia_attri import looks_like_attributes
+from cytolens.formats.leukemia_coco import is_leukemia
 from cytolens.formats.rle_csv import looks_like_runs
 from cytolens.formats.sources import SPLIT_NAMES, walk, without_image_suffix
 from cytolens.formats.wbcatt import is_wbcatt
@@ -56,6 +58,10 @@ def recognise(source: Path) -> Recognised:
     files = [(name, Path(entry.path)) for name, entry in walk(source)]
     strong = _signs(files, {"voc": _voc, "yolo": _yolo, "coco": _coco, "geojson": _geojson, "wbcatt": _wbcatt})
     weak = _signs(files, {"csv_boxes": _csv_boxes, "rle_csv": _rle_csv, "image_folder": _image_labels})
+    if "yolo" in strong:
+        _refuse_attributes(source, files)
+    if "coco" in strong and any(name == strong["coco"] and _is_leukemia(path) for name, path in files):
+        strong = {"leukemia_attri_coco" if format == "coco" else format: why for format, why in strong.items()}
     if "rle_csv" in weak and weak["rle_csv"] == weak.get("image_folder"):
         del weak["image_folder"]  # one table of images, codes and labels
     if "wbcatt" in strong and strong["wbcatt"] == weak.get("image_folder"):
@@ -84,6 +90,8 @@ def _signs(files: _Files, looks: dict[str, Callable[[_Files], str | None]]) -> d
 
 def _of_file(path: Path) -> Recognised:
     suffix = path.suffix.lower()
+    if suffix == ".json" and _is_leukemia(path):
+        return Recognised("leukemia_attri_coco", "annotations with seven attributes")
     if suffix == ".json" and _is_coco(path):
         return Recognised("coco", "a list of images or results")
     if suffix in (".json", ".geojson") and _is_geojson(path):
@@ -119,6 +127,29 @@ def _yolo(files: _Files) -> str | None:
     images = {without_image_suffix(name) for name, _ in files}
     usable = in_labels or any(name.removesuffix(".txt") in images for name in texts)
     return next((name for name, path in files if usable and path.name.casefold() in CLASS_FILES), None)
+
+
+def _refuse_attributes(source: Path, files: _Files) -> None:
+    """Label files with attributes behind the box: what their columns mean is not to be guessed.
+
+    Raises:
+        FormatError: there is such a file.
+    """
+    texts = [(name, path) for name, path in files if path.suffix == ".txt" and looks_like_labels(path)]
+    for name, path in texts[:_FEW]:
+        fits = looks_like_attributes(path)
+        if fits:
+            raise FormatError(
+                f"{source}: {name} has whole numbers behind its boxes, as attributes have. What they mean is not "
+                f"guessed: name the profile whose columns they have, --format {fits[0]}."
+            )
+
+
+def _is_leukemia(path: Path) -> bool:
+    try:
+        return is_leukemia(load(decode_text(path.read_bytes(), str(path)), path))
+    except (OSError, FormatError):
+        return False
 
 
 def _coco(files: _Files) -> str | None:

@@ -11,7 +11,10 @@ import typer
 from cytolens.apps.cli.console import BAD, DONE, Debug, Json, Where, answer, command, names, problem_lines
 from cytolens.problems import LabelError, SettingError
 
-_FORMATS = "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson, wbcatt"
+_FORMATS = (
+    "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson, wbcatt, leukemia_attri, "
+    "leukemia_attri_11, lld, leukemia_attri_coco"
+)
 _Order = Annotated[
     Literal["row", "column"] | None,
     typer.Option(help="rle_csv: how pixels are numbered. Default at import: as the column is called; at export: row."),
@@ -37,6 +40,17 @@ def import_data(
         list[str] | None, typer.Option(help="Columns of a CSV, OURS=THEIRS: image, x_min, y_min, x_max, y_max, label …")
     ] = None,
     order: _Order = None,
+    size_two: Annotated[
+        Literal["large", "ignore"],
+        typer.Option(help="leukemia_attri, lld: what the code 2 of the cell size says: large, or that it is missing."),
+    ] = "large",
+    unsqueeze: Annotated[
+        str | None,
+        typer.Option(
+            help="W:H, the proportion that squeezed images had: they are stretched back along x with their boxes, and "
+            "written as PNG into OUT/images."
+        ),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="label_images: the label of all cells that no CSV names.")] = None,
     complete_for: Annotated[
         str | None, typer.Option(help="Labels that are annotated without gaps, such as WBC,Platelets. Default: all.")
@@ -65,6 +79,7 @@ def import_data(
         allow_missing_images=allow_missing_images,
         columns=_columns(columns),
         order=order,
+        size_two=size_two,
         label=label,
         complete_for=names(complete_for) or None,
         licence=licence,
@@ -72,6 +87,10 @@ def import_data(
     imported = formats.read(source, format, options)
     dataset, problems = imported.dataset, imported.problems
     dataset = dataset if where is None else dataset.select(where)
+    if unsqueeze is not None:
+        from cytolens.formats.unsqueeze import parsed_proportion, unsqueezed
+
+        dataset = unsqueezed(dataset, parsed_proportion(unsqueeze), out / "images")
     dataset.write(out)
     counts = dict(dataset.cells.frame["label"].cast(str).value_counts(sort=True).iter_rows())
     splits = dict(dataset.images.frame["split"].value_counts(sort=True).iter_rows())
