@@ -1,7 +1,8 @@
 """Images that were squeezed into another shape, stretched back: copies of the images, with their cells.
 
-Data sets ship fields of 16:9 as squares, in which red cells are ellipses. The copies are PNG files, so nothing is lost but
-what the squeezing lost; all that reads the dataset afterwards (training, prediction, overlays) sees cells in proportion.
+Data sets ship fields of 16:9 as squares, in which red cells are ellipses. The copies are PNG files, so nothing is lost
+but what the squeezing lost; all that reads the dataset afterwards (training, prediction, overlays) sees cells
+in proportion.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def parsed_proportion(text: str) -> tuple[float, float]:
 def unsqueezed(dataset: Dataset, proportion: tuple[float, float], folder: Path) -> Dataset:
     """The dataset with every image stretched along x to a proportion, its cells with it.
 
-    Heights stay. A width becomes that of the proportion, rounded to whole pixels; boxes and masks are scaled by what the
-    image really is, so they fit it exactly. A square is stretched by W / H.
+    Heights stay. A width becomes that of the proportion, rounded to whole pixels; boxes and masks are scaled by what
+    the image really is, so they fit it exactly. A square is stretched by W / H.
 
     Args:
         dataset: what to stretch; it and its files stay as they are.

@@ -230,8 +230,8 @@ def _numbers(words: Sequence[str]) -> Numbers:
         return Numbers(int(class_id), edges, values[4] if len(values) == 5 else None)
     if len(values) >= 10 and not all(map(float.is_integer, values[:4])) and all(map(float.is_integer, values[4:])):
         raise ValueError(
-            f"{len(words)} numbers, and those after the box are whole: these are attributes, not the points of a polygon. "
-            "Name their profile: leukemia_attri, leukemia_attri_11 or lld"
+            f"{len(words)} numbers, and those after the box are whole: these are attributes, not the points of a "
+            "polygon. Name their profile: leukemia_attri, leukemia_attri_11 or lld"
         )
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{len(words)} numbers, wanted 5 (box), 6 (with confidence), or a class and 3 or more points")
