@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from cytolens import formats
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.formats import Imported, ReadOptions, WriteOptions
+from cytolens.formats.intake import Intake
 from cytolens.formats.leukemia_attri import PROFILES
+from cytolens.formats.leukemia_codes import Coded, codes_of, decoded
 from cytolens.formats.leukemia_names import PATIENTS, parsed, published_part, subset_of
 from cytolens.images import Images
 from cytolens.labels import LabelSet, attribute_schema
@@ -188,6 +191,24 @@ def test_a_size_without_a_code_is_told(tmp_path: Path) -> None:
     (told,) = problems.of("attribute-no-code")
     assert told.what.startswith("1 cells have no cell size")
     assert "--size-two ignore" in told.fix
+
+
+@given(st.lists(st.tuples(*(st.sampled_from(attribute.values) for attribute in SCHEMA)), max_size=4), st.booleans())
+def test_codes_and_values_are_the_same_thing(rows: list[tuple[str, ...]], with_size: bool) -> None:
+    legend = PROFILES["leukemia_attri" if with_size else "leukemia_attri_11"].legend()
+    told = {attribute.column: [row[at] for row in rows] for at, attribute in enumerate(SCHEMA)}
+    count = len(rows)
+    cells = Cells.of(
+        LabelSet.of(["Monocyte"], SCHEMA),
+        image_id=["a"] * count,
+        boxes=np.ones((count, 4)),
+        label=["Monocyte"] * count,
+        source="human:ab",
+        attributes=told,
+    )
+    coded = [Coded(f"a:{at}", "Monocyte", codes) for at, codes in enumerate(codes_of(cells, legend).tolist())]
+    back = decoded(Intake("lld", Path(), ReadOptions()), coded, legend)
+    assert back == {attribute.column: told[attribute.column] for attribute in legend.schema}
 
 
 # -- JSON -------------------------------------------------------------------------------------------
