@@ -354,7 +354,7 @@ def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_class_only_on_the_published_validation_part(data_root: Path) -> None:
-    """Learnt from the part itself. Learnt from the training part it is .8936 and .7890 (published for test: .8916, .7873)."""
+    """Learnt from the part itself. From the training part it is .8936 and .7890 (published for test: .8916, .7873)."""
     options = ReadOptions(images=data_root / "pbc" / "images", split="val")
     truth = formats.read(data_root / "wbcatt", options=options).dataset
     scored = figures(truth, truth)

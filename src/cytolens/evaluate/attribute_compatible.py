@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cytolens.evaluate.agreement import Array, ratio, tally
 from cytolens.evaluate.attribute_sides import Said
-from cytolens.evaluate.joining import Joined, overlaps_by_image
+from cytolens.evaluate.joining import Joined, Overlaps
 from cytolens.evaluate.scores import figure
 from cytolens.evaluate.uncertainty import Resampling
 from cytolens.problems import listing
@@ -25,8 +25,12 @@ from cytolens.problems import listing
 Indices = NDArray[np.intp]
 
 
-def most_overlapping(joined: Joined) -> tuple[Indices, Indices, Indices, int]:
+def most_overlapping(joined: Joined, overlaps: Sequence[Overlaps]) -> tuple[Indices, Indices, Indices, int]:
     """The counted finding that each scored truth overlaps most, whatever the overlap.
+
+    Args:
+        joined: truth and findings.
+        overlaps: of `overlaps_by_image`.
 
     Returns:
         rows of the truth, rows of the findings, and the index of the image (N each), and how many images with
@@ -36,7 +40,7 @@ def most_overlapping(joined: Joined) -> tuple[Indices, Indices, Indices, int]:
     counted = joined.found.frame["counted"].to_numpy()
     none = np.zeros(0, np.intp)
     truth, found, image, left_out = [none], [none], [none], 0
-    for one in overlaps_by_image(joined):
+    for one in overlaps:
         rows, scored = one.found[counted[one.found]], ~ignored[one.truth]
         if not len(rows):
             left_out += bool(scored.any())
@@ -48,9 +52,11 @@ def most_overlapping(joined: Joined) -> tuple[Indices, Indices, Indices, int]:
     return np.concatenate(truth), np.concatenate(found), np.concatenate(image), left_out
 
 
-def compatible(joined: Joined, names: Sequence[str], said: Sequence[Said], resamples: Resampling) -> dict[str, Any]:
+def compatible(
+    joined: Joined, overlaps: Sequence[Overlaps], names: Sequence[str], said: Sequence[Said], resamples: Resampling
+) -> dict[str, Any]:
     """The original's figures of every attribute with two values, and their mean F1."""
-    truth, found, image, left_out = most_overlapping(joined)
+    truth, found, image, left_out = most_overlapping(joined, overlaps)
     per_attribute: dict[str, Any] = {}
     points, draws = [], []
     for name, one in zip(names, said, strict=True):

@@ -16,7 +16,7 @@ from cytolens.dataset import Dataset
 from cytolens.evaluate.attribute_compatible import most_overlapping
 from cytolens.evaluate.attribute_sides import attribute_names, shared_attributes
 from cytolens.evaluate.cell_partners import find_partners
-from cytolens.evaluate.joining import Joined, join
+from cytolens.evaluate.joining import Joined, join, overlaps_by_image
 from cytolens.evaluate.scores import EvaluateSettings
 from cytolens.formats.attribute_csv import ORIGINAL, code, require_original
 from cytolens.formats.leukemia_codes import is_artefact
@@ -66,7 +66,7 @@ def write_validation(
 
 
 def _original_rows(joined: Joined) -> Iterator[list[str]]:
-    truth, found, *_ = most_overlapping(joined)
+    truth, found, *_ = most_overlapping(joined, overlaps_by_image(joined))
     ids, labels = joined.truth.frame["image_id"].to_list(), joined.found.label_names()
     true = [joined.truth.attribute_values(attribute.column) for attribute in ORIGINAL]
     said = [joined.found.attribute_values(attribute.column) for attribute in ORIGINAL]

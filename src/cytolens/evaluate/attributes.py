@@ -38,7 +38,7 @@ from cytolens.evaluate.attribute_compatible import compatible
 from cytolens.evaluate.attribute_guesses import Guesses, guesses
 from cytolens.evaluate.attribute_sides import Said, any_annotated, attribute_names, shared_attributes
 from cytolens.evaluate.cell_partners import Partners, find_partners
-from cytolens.evaluate.joining import Joined
+from cytolens.evaluate.joining import Joined, overlaps_by_image
 from cytolens.evaluate.scores import EvaluateSettings, Scores, figure, plain
 from cytolens.evaluate.uncertainty import Resampling, resampling
 from cytolens.labels import AttributeSchema
@@ -57,8 +57,9 @@ def score_attributes(joined: Joined, settings: EvaluateSettings) -> Scores:
     said, notes = shared_attributes(joined)
     names = attribute_names([one.schema for one in said])
     resamples = resampling(joined.images, settings.bootstrap if settings.intervals else 0, settings.seed)
-    partners = find_partners(joined, settings.iou_min)
-    alike = find_partners(joined, settings.iou_min, same_label=True)
+    overlaps = overlaps_by_image(joined)
+    partners = find_partners(joined, settings.iou_min, overlaps=overlaps)
+    alike = find_partners(joined, settings.iou_min, same_label=True, overlaps=overlaps)
     guessed = guesses(joined, [one.schema for one in said], [one.truth for one in said], settings.class_only_from)
     scored = ~joined.truth.frame["ignore"].to_numpy()
     model = _judged(said, [one.found[partners.found] for one in said], partners, scored, joined, resamples)
@@ -77,7 +78,7 @@ def score_attributes(joined: Joined, settings: EvaluateSettings) -> Scores:
         "per_attribute": per_attribute,
         "class_matched": _means(own, _FIGURES),
         "class_only": _class_only(said, names, plainly, guessed, partners, scored, resamples),
-        "compatible": compatible(joined, names, said, resamples),
+        "compatible": compatible(joined, overlaps, names, said, resamples),
         "images": len(joined.images),
         "truth": int(scored.sum()),
         "annotated": int((scored & any_annotated(said)).sum()),
