@@ -25,7 +25,7 @@ from cytolens.formats import Imported, ReadOptions, WriteOptions
 from cytolens.formats.losses import ASPECTS
 from cytolens.images import SUFFIXES, Images
 from cytolens.labels import LabelSet
-from cytolens.problems import FormatError
+from cytolens.problems import FormatError, Problems
 from tests.strategies import attribute_schemas, cell_tables, label_names
 
 # The same test runs for several classes, and each example writes a handful of small files.
@@ -194,6 +194,7 @@ class FormatContract:
     box_error: float = 0.0  # of an edge, as a share of the image's side
     score_error: float = 0.0
     annotation_suffixes: tuple[str, ...]
+    usual: frozenset[str] = frozenset()  # kinds of problems that data of another origin have in this format
 
     def can_copy(self, data: Dataset) -> bool:
         """Whether the images can be copied into folders of this format."""
@@ -211,7 +212,8 @@ class FormatContract:
         return formats.write(data, folder, self.format, WriteOptions(copy_images=copy_images))
 
     def import_(self, folder: Path, **options: Any) -> Imported:
-        return formats.read(folder, self.format, ReadOptions(**options))
+        back = formats.read(folder, self.format, ReadOptions(**options))
+        return replace(back, problems=Problems(one for one in back.problems if one.kind not in self.usual))
 
     def annotation_files(self, folder: Path) -> list[Path]:
         files = sorted(path for path in folder.rglob("*") if path.suffix in self.annotation_suffixes)

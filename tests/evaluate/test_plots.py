@@ -30,10 +30,14 @@ def draw(name: str, kind: plots.Kind) -> bytes:
         return plots.reliability(reliability(confidence, correct), 0.02, kind=kind)
     if name == "accuracy_against_coverage":
         return plots.accuracy_against_coverage(coverage_curve(confidence, correct), (0.8, 0.6), kind=kind)
+    if name == "grouped_bars":
+        sides = {"$model": [0.5, None, 1.0, 0.0], "_plain": [0.1, 0.2, 0.3, 0.4]}
+        ends = {"$model": [[0.4, 0.6], None, [0.9, 1.0], None], "_plain": [None] * 4}
+        return plots.grouped_bars(AWKWARD, sides, ends, "F1", kind=kind)
     return plots.bars(AWKWARD, [0.5, None, 1.0, 0.0], [[0.4, 0.6], None, [0.9, 1.0], None], "F1", kind=kind)
 
 
-NAMES = ["confusion_matrix", "precision_recall", "reliability", "accuracy_against_coverage", "bars"]
+NAMES = ["confusion_matrix", "precision_recall", "reliability", "accuracy_against_coverage", "bars", "grouped_bars"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,6 +96,7 @@ def test_empty_scores_still_draw():
     none = np.zeros(0)
     assert plots.confusion_matrix([], [], np.zeros((0, 0))).startswith(b"\x89PNG")
     assert plots.bars([], [], [], "F1").startswith(b"\x89PNG")
+    assert plots.grouped_bars([], {}, {}, "F1").startswith(b"\x89PNG")
     empty = pl.DataFrame(schema={"label": pl.String, "recall": pl.Float64, "precision": pl.Float64})
     assert plots.precision_recall(empty, {}).startswith(b"\x89PNG")
     assert plots.accuracy_against_coverage(coverage_curve(none, none.astype(bool))).startswith(b"\x89PNG")

@@ -80,6 +80,10 @@ TABLES = {
     "rle_csv": "id,annotation,width,height,cell_type,score,ignore,split,group,sample_id\n"
     "one,1 4 21 4 41 4,20,10,shsy5y,0.5,0,train,p1,shsy5y[diff]_E10-4_Vessel-714_Ph_3\n"
     "one,30 3 50 3,20,10,astro,,1,train,p1,\ntwo,,20,10,,,,val,,\n",
+    "wbcatt": "img_name,label,cell_size,cell_shape,nucleus_shape,nuclear_cytoplasmic_ratio,chromatin_density,"
+    "cytoplasm_vacuole,cytoplasm_texture,cytoplasm_colour,granule_type,granule_colour,granularity,path,split\n"
+    "one.png,WBC,big,round,segmented-bilobed,low,densely,no,clear,light blue,round,red,yes,x/one.png,train\n"
+    "two.png,RBC,small,round,,high,densely,no,clear,blue,nil,nil,no,x/two.png,val\n",
     "image_folder": "image,label,split,group\none.png,WBC,train,p1\ntwo.png,RBC,val,p2\ntwo.png,,val,p2\n",
 }
 
@@ -95,6 +99,18 @@ def yolo(folder: Path) -> list[Path]:
 
 def coco(folder: Path) -> list[Path]:
     return written(folder, {"instances.json": COCO})
+
+
+def leukemia_attri(folder: Path) -> list[Path]:
+    lines = "0 0.5 0.5 0.2 0.4 1 0 1 0 0 1 0\n1 0.25 0.5 0.5 1 2 2 2 2 2 2 2\n"
+    return written(folder, {"classes.txt": "WBC\nNone\n", "labels/one.txt": lines, "labels/two.txt": lines})
+
+
+def leukemia_attri_coco(folder: Path) -> list[Path]:
+    codes = '"cell_size": 2, "nuclear_chromatio": 1, "nuclear_shape": 4, "nucleolus": 0, "cytoplasm": null'
+    return written(
+        folder, {"instances.json": COCO.replace('"id": 1, "image_id": 1,', f'{codes}, "id": 1, "image_id": 1,')}
+    )
 
 
 def geojson(folder: Path) -> list[Path]:
@@ -124,6 +140,7 @@ def written(folder: Path, texts: dict[str, str]) -> list[Path]:
 
 
 SETS: dict[str, Callable[[Path], list[Path]]] = {
+    "leukemia_attri": leukemia_attri, "leukemia_attri_coco": leukemia_attri_coco,
     "voc": voc, "yolo": yolo, "coco": coco, "geojson": geojson, "label_images": label_images,
     **{format: table(format) for format in TABLES},
 }  # fmt: skip

@@ -18,6 +18,7 @@ __all__ = ["TASKS", "EvaluateSettings", "Scores", "evaluate", "read_found"]
 _TASKS: dict[str, tuple[str, str]] = {
     "detection": ("cytolens.evaluate.detection", "score_detection"),
     "classification": ("cytolens.evaluate.classification", "score_classification"),
+    "attributes": ("cytolens.evaluate.attributes", "score_attributes"),
     "cytologia": ("cytolens.evaluate.challenge", "score_challenge"),
 }
 TASKS = tuple(_TASKS)

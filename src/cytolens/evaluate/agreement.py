@@ -27,6 +27,37 @@ def mean_where(values: Array, keep: NDArray[np.bool_]) -> Array:
     return ratio(np.where(keep, values, 0).sum(axis=-1), keep.sum(axis=-1))
 
 
+def tally(
+    image: NDArray[np.intp],
+    column: NDArray[np.intp],
+    images: int,
+    columns: int,
+    amount: NDArray[np.float64] | None = None,
+) -> Array:
+    """Sums of `amount` (one each, where None) per image and column, shape (images, columns)."""
+    return np.bincount(image * columns + column, amount, images * columns).reshape(images, columns).astype(np.float64)
+
+
+def weighted_matrices(
+    image: NDArray[np.intp],
+    truth: NDArray[np.intp],
+    predicted: NDArray[np.intp],
+    shape: tuple[int, int],
+    weights: NDArray[np.floating],
+) -> Array:
+    """The confusion matrix of each resample, shape (R, *shape).
+
+    Args:
+        image, truth, predicted: of each cell (N).
+        shape: how many labels there are in the truth, and among the predictions.
+        weights: how often each image occurs in each resample, shape (R, images).
+    """
+    codes, which = np.unique(truth * shape[1] + predicted, return_inverse=True)
+    matrix = np.zeros((len(weights), shape[0] * shape[1]))
+    matrix[:, codes] = weights @ tally(image, which, weights.shape[1], len(codes))
+    return matrix.reshape(len(weights), *shape)
+
+
 @dataclass(frozen=True, eq=False)
 class ConfusionFigures:
     """What a confusion matrix says; R matrices at once, K labels."""
@@ -63,6 +94,51 @@ def confusion_figures(matrix: ArrayLike) -> ConfusionFigures:
         kappa=ratio(accuracy - chance, 1 - chance),
         precision=ratio(right, predicted),
         recall=recall,
+        f1=f1,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ValueFigures:
+    """What a confusion matrix of an attribute says; R matrices at once, V values."""
+
+    accuracy: Array  # (R,)
+    macro_f1: Array  # (R,)
+    kappa: Array  # (R,); NaN where the truth has one value only
+    f1: Array  # (R, V); NaN where it neither occurs nor is said
+
+
+def kappa_weights(values: int, ordered: bool) -> Array:
+    """How wrong each answer is, shape (V, V + 1): quadratic in the distance where values have an order, else 0 or 1.
+
+    The last column, nothing said, is as wrong as can be.
+    """
+    place = np.arange(values)
+    apart = (place[:, None] - place[None, :]) ** 2 / max(1, values - 1) ** 2 if ordered else place[:, None] != place
+    return np.column_stack([np.asarray(apart, np.float64), np.ones(values)])
+
+
+def value_figures(matrix: ArrayLike, weights: ArrayLike) -> ValueFigures:
+    """The figures of an attribute's confusion matrices, shape (R, V, V + 1): truth in rows, what was said in columns.
+
+    Macro-F1 is the mean over the values that occur in the truth or are said, 0 where one side has none of them.
+    Source of the weighted kappa: J. Cohen, Psychological Bulletin 70 (1968) 213.
+
+    Args:
+        matrix: counts; the last column is "nothing said".
+        weights: of `kappa_weights`.
+    """
+    table, wrong = np.asarray(matrix, np.float64), np.asarray(weights, np.float64)
+    values = table.shape[1]
+    right = np.einsum("rkk->rk", table[:, :, :values])
+    support, said, total = table.sum(axis=2), table.sum(axis=1), table.sum(axis=(1, 2))
+    f1 = ratio(2 * right, support + said[:, :values])
+    chance = ratio(np.einsum("rk,kl,rl->r", support, wrong, said), total)
+    kappa = 1 - ratio((table * wrong).sum(axis=(1, 2)), chance)
+    return ValueFigures(
+        accuracy=ratio(right.sum(axis=1), total),
+        macro_f1=mean_where(np.nan_to_num(f1), np.isfinite(f1)),
+        kappa=np.where((support > 0).sum(axis=1) > 1, kappa, np.nan),
         f1=f1,
     )
 

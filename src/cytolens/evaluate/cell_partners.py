@@ -5,13 +5,14 @@ Names, attributes and their probabilities are judged on these pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolens import match
-from cytolens.evaluate.joining import Joined, overlaps_by_image
+from cytolens.evaluate.joining import Joined, Overlaps, overlaps_by_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +36,31 @@ class Partners:
     whole_images: int
 
 
-def find_partners(joined: Joined, iou_min: float) -> Partners:
-    """Pair truths with counted findings, image by image, by the rule of `match.partners`."""
+def find_partners(
+    joined: Joined, iou_min: float, *, same_label: bool = False, overlaps: Sequence[Overlaps] | None = None
+) -> Partners:
+    """Pair truths with counted findings, image by image, by the rule of `match.partners`.
+
+    Args:
+        joined: truth and findings.
+        iou_min: overlap from which they are the same cell.
+        same_label: whether only findings of the truth's own label are taken.
+        overlaps: of `overlaps_by_image`, where they are known already.
+    """
     ignored = joined.truth.frame["ignore"].to_numpy()
     counted = joined.found.frame["counted"].to_numpy()
     sizes = joined.images.frame.select("width_px", "height_px").rows()
     truth_boxes, found_boxes, scores = joined.truth.boxes(), joined.found.boxes(), joined.found.scores()
     truth, found, iou, image, missed = [], [], [], [], []
     whole_images = 0
-    for one in overlaps_by_image(joined):
+    for one in overlaps_by_image(joined) if overlaps is None else overlaps:
         answer = counted[one.found]
         rows, table = one.found[answer], one.table[answer]
+        if same_label:
+            alike = joined.found_label[rows][:, None] == joined.truth_label[one.truth][None]
+            table = np.where(alike | ignored[one.truth][None], table, 0.0)
+            fits = alike.any(axis=1)
+            rows, table = rows[fits], table[fits]
         ours, theirs = match.partners(
             truth_boxes[one.truth],
             found_boxes[rows],

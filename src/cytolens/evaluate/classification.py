@@ -29,6 +29,8 @@ from cytolens.evaluate.agreement import (
     coverage_curve,
     ratio,
     reliability,
+    tally,
+    weighted_matrices,
 )
 from cytolens.evaluate.cell_partners import Partners, find_partners
 from cytolens.evaluate.joining import Joined, names_without_place
@@ -166,21 +168,7 @@ def _figures(named: _Named, labels: LabelSet, resamples: Resampling) -> dict[str
 
 def _matrices(named: _Named, count: int, weights: NDArray[np.floating]) -> NDArray[np.float64]:
     """The confusion matrix of each resample, shape (R, K, K + 1)."""
-    codes, which = np.unique(named.truth * (count + 1) + named.predicted, return_inverse=True)
-    matrix = np.zeros((len(weights), count * (count + 1)))
-    matrix[:, codes] = weights @ _tally(named.image, which, weights.shape[1], len(codes))
-    return matrix.reshape(len(weights), count, count + 1)
-
-
-def _tally(
-    image: NDArray[np.intp],
-    column: NDArray[np.intp],
-    images: int,
-    columns: int,
-    amount: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
-    """Sums of `amount` (one each, where None) per image and column, shape (images, columns)."""
-    return np.bincount(image * columns + column, amount, images * columns).reshape(images, columns).astype(np.float64)
+    return weighted_matrices(named.image, named.truth, named.predicted, (count, count + 1), weights)
 
 
 def _values(
@@ -191,12 +179,12 @@ def _values(
     found = confusion_figures(matrices)
     bins, index = len(CALIBRATION_BINS) - 1, bin_of(named.confidence)
     cells, sure, right = (
-        weights @ _tally(named.image, index, images, bins, amount)
+        weights @ tally(named.image, index, images, bins, amount)
         for amount in (None, named.confidence, named.correct.astype(np.float64))
     )
     zero = np.zeros(len(named.image), np.intp)
     accepted, accepted_right = (
-        (weights @ _tally(named.image, zero, images, 1, keep.astype(np.float64)))[:, 0]
+        (weights @ tally(named.image, zero, images, 1, keep.astype(np.float64)))[:, 0]
         for keep in (named.accepted, named.accepted & named.correct)
     )
     return {

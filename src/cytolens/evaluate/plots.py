@@ -196,6 +196,51 @@ def bars(
     return _bytes(figure, kind)
 
 
+def grouped_bars(
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float | None]],
+    intervals: Mapping[str, Sequence[Sequence[float] | None]],
+    axis_title: str,
+    *,
+    kind: Kind = "png",
+) -> bytes:
+    """Horizontal bars between 0 and 1, one per name and series side by side, with whiskers for intervals.
+
+    Args:
+        names: from top to bottom.
+        values: series → one value per name; None: undefined, drawn as "–".
+        intervals: series → [low, high] or None, one per name.
+        axis_title: what the values are.
+        kind: the file's format.
+    """
+    thick = 0.8 / max(1, len(values))
+    figure = _figure(6.6, 1.1 + 0.2 * max(2, len(names) * len(values)))
+    axes = figure.add_subplot()
+    for index, (series, numbers) in enumerate(values.items()):
+        rows = np.arange(len(names)) + (index - (len(values) - 1) / 2) * thick
+        colour = PALETTE[index % len(PALETTE)]
+        axes.barh(
+            rows, [v or 0 for v in numbers], 0.9 * thick, color=colour, alpha=0.8, linewidth=0, label=f" {series}"
+        )
+        for row, value, interval in zip(rows, numbers, intervals[series], strict=True):
+            if interval is not None:
+                axes.plot(interval, [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
+            reach = max(value or 0, 0 if interval is None else interval[1])
+            text = "–" if value is None else f"{value:.3f}"
+            axes.text(reach + 0.012, row, text, va="center", fontsize=7, color=INK)
+    _names(axes, "y", names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.09)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    _plain(axes)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(axis_title, color=INK)
+    if values:
+        _legend(axes, None, beside=True)
+    return _bytes(figure, kind)
+
+
 def score_against_cost(
     names: Sequence[str],
     costs: Sequence[float],

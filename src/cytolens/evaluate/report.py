@@ -12,6 +12,7 @@ import cytolens
 from cytolens.cells import BOX_COLUMNS, Cells
 from cytolens.dataset import Dataset
 from cytolens.evaluate import pictures, plots
+from cytolens.evaluate.attributes_page import attributes_part
 from cytolens.evaluate.challenge_page import challenge_part
 from cytolens.evaluate.page import Page, Picture, Tile, interval_text
 from cytolens.evaluate.scores import Scores
@@ -296,5 +297,6 @@ def _cell_picture(pixels: Pixels, row: Mapping[str, Any]) -> bytes:
 _PARTS: dict[str, Callable[[Page, Scores, Dataset], Page]] = {
     "detection": _detection,
     "classification": _classification,
+    "attributes": lambda page, scores, truth: attributes_part(page, scores),
     "cytologia": lambda page, scores, truth: _worst_images(challenge_part(page, scores), scores, truth),
 }

@@ -29,6 +29,8 @@ class EvaluateSettings(BaseModel):
         seed: of the resampling.
         expected_counts: task "cytologia" only, an oracle: how many cells each image has is taken from the truth
             ("truth") or from a file like the challenge's ``test.csv``, instead of from what counts.
+        class_only_from: task "attributes" only: the folder of a dataset from which it is learnt what each label
+            usually looks like; None: from the truth itself, without each cell's own group or image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +42,7 @@ class EvaluateSettings(BaseModel):
     bootstrap: int = Field(default=1000, ge=2)
     seed: int = Field(default=0, ge=0)
     expected_counts: str | None = Field(default=None, min_length=1)
+    class_only_from: str | None = Field(default=None, min_length=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +31,12 @@ _MODULES = {
     "rle_csv": "cytolens.formats.rle_csv",
     "label_images": "cytolens.formats.label_images",
     "geojson": "cytolens.formats.geojson",
+    "wbcatt": "cytolens.formats.wbcatt",
+    # Profiles of one module: what follows the colon is one of its `PROFILES`.
+    "leukemia_attri": "cytolens.formats.leukemia_attri:leukemia_attri",
+    "leukemia_attri_11": "cytolens.formats.leukemia_attri:leukemia_attri_11",
+    "lld": "cytolens.formats.leukemia_attri:lld",
+    "leukemia_attri_coco": "cytolens.formats.leukemia_coco",
 }
 FORMATS: tuple[str, ...] = tuple(_MODULES)
 
@@ -109,11 +115,14 @@ def cannot_keep(format: str, *, results: bool = False) -> tuple[str, ...]:
     return module.RESULTS_CANNOT_KEEP if results else module.CANNOT_KEEP
 
 
-def _module(format: str) -> ModuleType:
+def _module(format: str) -> Any:
+    """The module of a format, or the profile of one: both have `read`, `write` and `CANNOT_KEEP`."""
     if format not in _MODULES:
         hint = did_you_mean(format, FORMATS)
         raise SettingError(f'unknown format "{format}". {hint + " " if hint else ""}Formats: {listing(FORMATS, 20)}')
-    return importlib.import_module(_MODULES[format])
+    module, _, profile = _MODULES[format].partition(":")
+    found = importlib.import_module(module)
+    return found.PROFILES[profile] if profile else found
 
 
 def _writable(data: Dataset, options: WriteOptions, problems: Problems) -> Dataset:

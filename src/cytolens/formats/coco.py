@@ -8,9 +8,8 @@ Ids are arbitrary numbers. Three keys that COCO's own tools pass over are read a
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,8 @@ from cytolens.formats.coco_json import categories, is_id, is_instances, load
 from cytolens.formats.coco_writing import CANNOT_KEEP, RESULTS_CANNOT_KEEP, write
 from cytolens.formats.intake import Intake, Reference, as_number
 from cytolens.formats.options import ReadOptions
-from cytolens.formats.sources import SPLIT_NAMES, ImageIndex, Picture, is_text, posix_name, split_in_path, walk
+from cytolens.formats.sources import ImageIndex, Picture, is_text, posix_name, split_in_file_name, walk
+from cytolens.labels import AttributeSchema
 from cytolens.problems import FormatError, listing
 
 __all__ = ["CANNOT_KEEP", "RESULTS_CANNOT_KEEP", "read", "write"]
@@ -58,7 +58,7 @@ class _Document:
     positions: dict[Any, int] = field(default_factory=dict)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """One annotation, as far as it can be read without its image."""
 
     image: int
@@ -68,6 +68,29 @@ class _Found(NamedTuple):
     segmentation: Any
     score: float | None
     ignore: bool
+    fields: tuple[Any, ...] = ()
+
+
+ABSENT: Any = object()  # stands for a field that an annotation does not have
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Instances files whose annotations say more than COCO's.
+
+    Attributes:
+        format: the format's name.
+        fields: the further fields of an annotation, kept in `Found.fields`; `ABSENT` where it has none.
+        schema: the attributes that cells carry.
+        values: annotations → attribute column → values.
+        described: references → the same, with what the images' names say.
+    """
+
+    format: str = "coco"
+    fields: tuple[str, ...] = ()
+    schema: tuple[AttributeSchema, ...] = ()
+    values: Callable[[Intake, Sequence[Found]], Mapping[str, Sequence[str | None]]] | None = None
+    described: Callable[[Intake, Sequence[Reference]], list[Reference]] | None = None
 
 
 def read(source: Path, options: ReadOptions) -> Imported:
@@ -77,16 +100,26 @@ def read(source: Path, options: ReadOptions) -> Imported:
         FormatError: the JSON is damaged or of another kind, a results list comes without its
             reference, or no image is found.
     """
-    intake = Intake("coco", _root(source, options), options, source.stem if source.is_file() else source.name)
+    return read_with(Dialect(), source, options)
+
+
+def read_with(dialect: Dialect, source: Path, options: ReadOptions) -> Imported:
+    """Read as `read` does, in a dialect.
+
+    Raises:
+        FormatError: as of `read`, or as the dialect has it.
+    """
+    intake = Intake(dialect.format, _root(source, options), options, source.stem if source.is_file() else source.name)
     documents = _documents(intake, source)
     index = intake.index()
     references: list[Reference] = []
     for document in documents:
         references += _references(intake, document, index, len(references))
-    found = [cell for document in documents for cell in _annotations(intake, document)]
+    references = references if dialect.described is None else dialect.described(intake, references)
+    found = [cell for document in documents for cell in _annotations(intake, document, dialect.fields)]
     pictures = intake.locate(references, index)
     declared = list(dict.fromkeys(name for document in documents for name in document.names.values()))
-    return assemble(intake, references, pictures, _cells(intake, found, pictures), declared)
+    return assemble(intake, references, pictures, _cells(intake, found, pictures, dialect), declared, dialect.schema)
 
 
 # -- files ------------------------------------------------------------------------------------------
@@ -115,13 +148,9 @@ def _documents(intake: Intake, source: Path) -> list[_Document]:
     documents = [_instances(intake, path, data) for path, data in fitting.values()]
     if len(documents) == 1:
         return documents
-    return [replace(document, split=_split_of(name)) for name, document in zip(fitting, documents, strict=True)]
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a file is called after, such as "train" of annotations/instances_train2017.json."""
-    words = re.split(r"[^a-z]+", Path(name).stem.casefold())
-    return next((word for word in words if word in SPLIT_NAMES), None) or split_in_path(name)
+    return [
+        replace(document, split=split_in_file_name(name)) for name, document in zip(fitting, documents, strict=True)
+    ]
 
 
 def _load(intake: Intake, path: Path) -> Any:
@@ -195,8 +224,8 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
 # -- annotations ------------------------------------------------------------------------------------
 
 
-def _annotations(intake: Intake, document: _Document) -> list[_Found]:
-    found: list[_Found] = []
+def _annotations(intake: Intake, document: _Document, fields: Sequence[str]) -> list[Found]:
+    found: list[Found] = []
     strangers: Counter[str] = Counter()
     first: dict[str, str] = {}
     for number, entry in enumerate(document.annotations, 1):
@@ -214,7 +243,8 @@ def _annotations(intake: Intake, document: _Document) -> list[_Found]:
             first.setdefault(shown, where)
         score = None if entry.get("score") is None else as_number(entry["score"])
         ignore = any(as_number(entry.get(key)) == 1 or entry.get(key) is True for key in ("iscrowd", "ignore"))
-        found.append(_Found(position, where, label, _edges(entry), entry.get("segmentation"), score, ignore))
+        told = tuple(entry.get(name, ABSENT) for name in fields)
+        found.append(Found(position, where, label, _edges(entry), entry.get("segmentation"), score, ignore, told))
     for shown, count in strangers.items():
         known = listing(map(str, document.names))
         what = f"there is no category {shown} (ids: {known}); {count} cells are kept without a label."
@@ -236,11 +266,14 @@ def _edges(entry: dict[str, Any]) -> tuple[float, ...] | None:
     return tuple(box.from_corner_size([x, y, width, height])[0].tolist())
 
 
-def _cells(intake: Intake, found: Sequence[_Found], pictures: Sequence[Picture | None]) -> pl.DataFrame:
+def _cells(
+    intake: Intake, found: Sequence[Found], pictures: Sequence[Picture | None], dialect: Dialect
+) -> pl.DataFrame:
     """The annotations as `ROWS`."""
     kept = [(cell, picture) for cell in found if (picture := pictures[cell.image]) is not None]
     codes = [_mask(intake, cell, picture) for cell, picture in kept]
     edges = [cell.edges or _bounds(code, picture) for (cell, picture), code in zip(kept, codes, strict=True)]
+    more = {} if dialect.values is None else dialect.values(intake, [cell for cell, _ in kept])
     return rows(
         {
             "image": [cell.image for cell, _ in kept],
@@ -251,10 +284,10 @@ def _cells(intake: Intake, found: Sequence[_Found], pictures: Sequence[Picture |
             "mask": codes,
             "ignore": [cell.ignore for cell, _ in kept],
         }
-    )
+    ).with_columns(pl.Series(name, list(values), pl.String) for name, values in more.items())
 
 
-def _mask(intake: Intake, cell: _Found, picture: Picture) -> bytes | None:
+def _mask(intake: Intake, cell: Found, picture: Picture) -> bytes | None:
     if cell.segmentation is None or cell.segmentation == []:
         return None
     try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from cytolens import boxes as box
 from cytolens import masks
+from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.formats.coco_json import categories, is_id, is_instances, load
 from cytolens.formats.export import copy_images, file_names, output_file
@@ -21,6 +23,7 @@ from cytolens.formats.sources import posix_name
 from cytolens.labels import LabelSet, folded
 from cytolens.problems import FormatError, Problems, listing, written
 
+More = Callable[[Cells], list[dict[str, Any]]]  # cells → further fields of the annotation of each
 _LOST_BY_BOTH = (
     "cells without a label",
     "probabilities",
@@ -39,12 +42,12 @@ RESULTS_CANNOT_KEEP = (
 )  # fmt: skip
 
 
-def write(data: Dataset, path: Path, options: WriteOptions) -> Problems:
+def write(data: Dataset, path: Path, options: WriteOptions, more: More | None = None) -> Problems:
     """Write an instances JSON, or with `options.results` a results list.
 
     `path` is the file where it ends in .json, else ``instances.json`` or ``results.json`` in the
     folder `path`. Ids count from 1 in the order of images, labels and cells; those of results are
-    looked up in `options.reference` where that is given.
+    looked up in `options.reference` where that is given. `more` gives further fields of each annotation.
 
     Raises:
         FormatError: the reference is damaged, or does not name an image that has cells.
@@ -59,13 +62,13 @@ def write(data: Dataset, path: Path, options: WriteOptions) -> Problems:
         if options.copy_images:
             names = {image_id: f"images/{name}" for image_id, name in file_names(data.images.ids).items()}
             copy_images(data.images, {i: target.parent / name for i, name in names.items()}, problems)
-        content = _instances(data, names)
+        content = _instances(data, names, more)
     with written(target) as part, part.open("w", encoding="utf-8") as stream:
         json.dump(content, stream, ensure_ascii=False, allow_nan=False)
     return problems
 
 
-def _instances(data: Dataset, names: Mapping[str, str]) -> dict[str, Any]:
+def _instances(data: Dataset, names: Mapping[str, str], more: More | None) -> dict[str, Any]:
     image_numbers = {image_id: number for number, image_id in enumerate(data.images.ids, 1)}
     images = []
     for row in data.images.rows():
@@ -74,10 +77,12 @@ def _instances(data: Dataset, names: Mapping[str, str]) -> dict[str, Any]:
         images.append(entry | {key: value for key, value in optional.items() if value is not None})
     category_numbers = {name: number for number, name in enumerate(data.labels.names, 1)}
     annotations = []
-    for number, (image_id, label, score, ignore, shape) in enumerate(_cells(data), 1):
+    named = data.cells.filter(pl.col("label").is_not_null())  # those that `_cells` gives
+    fields = [{}] * len(named) if more is None else more(named)
+    for number, ((image_id, label, score, ignore, shape), own) in enumerate(zip(_cells(data), fields, strict=True), 1):
         numbers = {"id": number, "image_id": image_numbers[image_id], "category_id": category_numbers[label]}
         scored = {} if score is None else {"score": score}
-        annotations.append(numbers | {"segmentation": []} | shape | {"iscrowd": int(ignore)} | scored)
+        annotations.append(numbers | {"segmentation": []} | shape | {"iscrowd": int(ignore)} | scored | own)
     return {
         "info": {"description": data.name},
         "licenses": [],

@@ -57,6 +57,8 @@ class ReadOptions(_Options):
         reference: COCO's instances JSON that a COCO results JSON refers to.
         order: how run-length codes of a CSV number the pixels; None: as its columns say
             (``EncodedPixels``: column by column; ``annotation``, ``predicted``: row by row).
+        size_two: LeukemiaAttri's label files only: what the code 2 says in the column of the cell size, "large" or, as
+            in their other columns, "ignore" (the value is missing).
         label: the label of all cells that the source itself does not name, for label images.
     """
 
@@ -72,6 +74,7 @@ class ReadOptions(_Options):
     source: str = ""
     reference: Path | None = None
     order: Order | None = None
+    size_two: Literal["large", "ignore"] = "large"
     label: str | None = None
 
 

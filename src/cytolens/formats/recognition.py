@@ -17,8 +17,11 @@ from cytolens.formats.geojson import is_geojson
 from cytolens.formats.intake import decode_text
 from cytolens.formats.label_files import FOLDERS as LABEL_FOLDERS
 from cytolens.formats.label_files import find_label_files, without_mark
+from cytolens.formats.leukemia_attri import looks_like_attributes
+from cytolens.formats.leukemia_coco import is_leukemia
 from cytolens.formats.rle_csv import looks_like_runs
 from cytolens.formats.sources import SPLIT_NAMES, walk, without_image_suffix
+from cytolens.formats.wbcatt import is_wbcatt
 from cytolens.formats.yolo import looks_like_labels
 from cytolens.formats.yolo_classes import CLASS_FILES, names_classes
 from cytolens.problems import FormatError, listing
@@ -27,7 +30,8 @@ _LOOKED_FOR = (
     "voc (XML files with the root <annotation>), yolo (data.yaml or classes.txt, text files of fractions), "
     "coco (JSON with images, annotations and categories), csv_boxes (a CSV file with an image, four edges and a "
     "class), image_folder (a CSV file with image and label, or a folder of images per class), rle_csv (a CSV file "
-    "with an image and a run-length code), label_images (a folder called masks beside the images), geojson (features)"
+    "with an image and a run-length code), label_images (a folder called masks beside the images), geojson (features), "
+    "wbcatt (CSV files with img_name, label and eleven attributes)"
 )
 _FEW = 5  # files of one kind that are opened
 
@@ -52,10 +56,16 @@ def recognise(source: Path) -> Recognised:
     if source.is_file():
         return _of_file(source)
     files = [(name, Path(entry.path)) for name, entry in walk(source)]
-    strong = _signs(files, {"voc": _voc, "yolo": _yolo, "coco": _coco, "geojson": _geojson})
+    strong = _signs(files, {"voc": _voc, "yolo": _yolo, "coco": _coco, "geojson": _geojson, "wbcatt": _wbcatt})
     weak = _signs(files, {"csv_boxes": _csv_boxes, "rle_csv": _rle_csv, "image_folder": _image_labels})
+    if "yolo" in strong:
+        _refuse_attributes(source, files)
+    if "coco" in strong and any(name == strong["coco"] and _is_leukemia(path) for name, path in files):
+        strong = {"leukemia_attri_coco" if format == "coco" else format: why for format, why in strong.items()}
     if "rle_csv" in weak and weak["rle_csv"] == weak.get("image_folder"):
         del weak["image_folder"]  # one table of images, codes and labels
+    if "wbcatt" in strong and strong["wbcatt"] == weak.get("image_folder"):
+        del weak["image_folder"]  # WBCAtt's table is also one of image labels
     if masks := _label_images(source, files):
         weak["label_images"] = masks
     weak = weak or _signs(files, {"image_folder": _class_folders})
@@ -80,10 +90,14 @@ def _signs(files: _Files, looks: dict[str, Callable[[_Files], str | None]]) -> d
 
 def _of_file(path: Path) -> Recognised:
     suffix = path.suffix.lower()
+    if suffix == ".json" and _is_leukemia(path):
+        return Recognised("leukemia_attri_coco", "annotations with seven attributes")
     if suffix == ".json" and _is_coco(path):
         return Recognised("coco", "a list of images or results")
     if suffix in (".json", ".geojson") and _is_geojson(path):
         return Recognised("geojson", "features")
+    if is_wbcatt(path):
+        return Recognised("wbcatt", path.name)
     if suffix in tables.SUFFIXES and looks_like_runs(path):
         return Recognised("rle_csv", path.name)
     if suffix in (".yaml", ".yml") and names_classes(path):
@@ -113,6 +127,29 @@ def _yolo(files: _Files) -> str | None:
     images = {without_image_suffix(name) for name, _ in files}
     usable = in_labels or any(name.removesuffix(".txt") in images for name in texts)
     return next((name for name, path in files if usable and path.name.casefold() in CLASS_FILES), None)
+
+
+def _refuse_attributes(source: Path, files: _Files) -> None:
+    """Label files with attributes behind the box: what their columns mean is not to be guessed.
+
+    Raises:
+        FormatError: there is such a file.
+    """
+    texts = [(name, path) for name, path in files if path.suffix == ".txt" and looks_like_labels(path)]
+    for name, path in texts[:_FEW]:
+        fits = looks_like_attributes(path)
+        if fits:
+            raise FormatError(
+                f"{source}: {name} has whole numbers behind its boxes, as attributes have. What they mean is not "
+                f"guessed: name the profile whose columns they have, --format {fits[0]}."
+            )
+
+
+def _is_leukemia(path: Path) -> bool:
+    try:
+        return is_leukemia(load(decode_text(path.read_bytes(), str(path)), path))
+    except (OSError, FormatError):
+        return False
 
 
 def _coco(files: _Files) -> str | None:
@@ -159,6 +196,10 @@ def _label_images(source: Path, files: _Files) -> str | None:
 
 def _is_label_image(name: str, found: Collection[str]) -> bool:
     return without_image_suffix(name) in found or any(step.casefold() in LABEL_FOLDERS for step in name.split("/")[:-1])
+
+
+def _wbcatt(files: _Files) -> str | None:
+    return next((name for name, path in files if "/" not in name and is_wbcatt(path)), None)
 
 
 def _csv_boxes(files: _Files) -> str | None:

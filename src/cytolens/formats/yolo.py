@@ -8,7 +8,8 @@ here".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from cytolens.formats.sources import (
     without_image_suffix,
 )
 from cytolens.formats.yolo_classes import CLASS_FILES, Description, Parts, describe, description_texts
+from cytolens.labels import AttributeSchema
 from cytolens.problems import FormatError, Problems, listing, written
 
 CANNOT_KEEP = (
@@ -52,10 +54,21 @@ CANNOT_KEEP = (
     "label trees",
 )
 _DECIMALS = range(6, 13)  # of a fraction that is written
+More = Callable[[Cells], list[list[str]]]  # the cells of an image → the words behind the box of each
 
 
-class _Line(NamedTuple):
-    """One line of a label file; edges and polygon are fractions of the image."""
+class Numbers(NamedTuple):
+    """What one line says; edges and polygon are fractions of the image, codes those of attributes."""
+
+    class_id: int
+    edges: tuple[float, float, float, float]
+    score: float | None = None
+    polygon: list[float] | None = None
+    codes: tuple[str, ...] = ()
+
+
+class Line(NamedTuple):
+    """One line of a label file: the position of its image, its place, and the fields of `Numbers`."""
 
     image: int
     where: str
@@ -63,6 +76,28 @@ class _Line(NamedTuple):
     edges: tuple[float, float, float, float]
     score: float | None
     polygon: list[float] | None
+    codes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Files of YOLO's layout whose lines say more than YOLO's.
+
+    Attributes:
+        format: the format's name.
+        numbers: the words of a line and its place → what it says; a ValueError is collected, a FormatError stops.
+        standard: class names where no file gives them.
+        schema: the attributes that cells carry.
+        values: lines and their labels → attribute column → values.
+        described: references → the same, with what the images' names say.
+    """
+
+    format: str
+    numbers: Callable[[Sequence[str], str], Numbers]
+    standard: Sequence[str] | None = None
+    schema: tuple[AttributeSchema, ...] = ()
+    values: Callable[[Intake, Sequence[Line], Sequence[str | None]], Mapping[str, Sequence[str | None]]] | None = None
+    described: Callable[[Intake, Sequence[Reference]], list[Reference]] | None = None
 
 
 def read(source: Path, options: ReadOptions) -> Imported:
@@ -71,17 +106,26 @@ def read(source: Path, options: ReadOptions) -> Imported:
     Raises:
         FormatError: there is no list of class names, or no image is found.
     """
-    intake = Intake("yolo", source if source.is_dir() else source.parent, options)
+    return read_with(Dialect("yolo", lambda words, _: _numbers(words)), source, options)
+
+
+def read_with(dialect: Dialect, source: Path, options: ReadOptions) -> Imported:
+    """Read as `read` does, in a dialect.
+
+    Raises:
+        FormatError: as of `read`, or as the dialect has it.
+    """
+    intake = Intake(dialect.format, source if source.is_dir() else source.parent, options)
     index = intake.index(IMAGE_FOLDER)
     files = [(name, Path(entry.path)) for name, entry in walk(intake.root)]
-    description = describe(intake, source, files)
+    description = describe(intake, source, files, dialect.standard)
     paths = {_image_name(name): path for name, path in _label_files(files, index).items()}
     meant = index.resolve(paths)
     parts = Parts(intake, description.splits, index, dict(files), {*paths, *index.ids})
     references: list[Reference] = []
-    lines: list[_Line] = []
+    lines: list[Line] = []
     for name, path in paths.items():
-        found = _parse(intake, path, len(references))
+        found = _parse(intake, path, len(references), dialect)
         if found is not None:
             lines += found
             references.append(Reference(name, intake.place(path), meant[name], parts.of(name, meant[name])))
@@ -89,8 +133,10 @@ def read(source: Path, options: ReadOptions) -> Imported:
     for image_id in index.others(set(meant.values())):
         known = _folder(image_id) in folders
         references.append(Reference(image_id, image_id, image_id, parts.of(image_id, image_id), annotated=known))
+    references = references if dialect.described is None else dialect.described(intake, references)
     pictures = intake.locate(references, index)
-    return assemble(intake, references, pictures, _cells(intake, lines, pictures, description), description.names)
+    cells = _cells(intake, lines, pictures, description, dialect)
+    return assemble(intake, references, pictures, cells, description.names, dialect.schema)
 
 
 # -- which files ------------------------------------------------------------------------------------
@@ -135,24 +181,41 @@ def _folder(name: str) -> str:
 # -- lines ------------------------------------------------------------------------------------------
 
 
-def _parse(intake: Intake, path: Path, image: int) -> list[_Line] | None:
+def _parse(intake: Intake, path: Path, image: int, dialect: Dialect) -> list[Line] | None:
     """A file's lines; None, and a problem, where one of them cannot be read."""
     place = intake.place(path)
-    lines: list[_Line] = []
+    lines: list[Line] = []
     where = place
     try:
-        for number, line in enumerate(intake.read_text(path).splitlines(), 1):
+        text = _text_of(intake, path)
+        for number, line in enumerate(text.splitlines(), 1):
             where = f"{place}:{number}"
             if words := line.split():
-                lines.append(_Line(image, where, *_numbers(words)))
-    except (FormatError, ValueError) as error:
+                lines.append(Line(image, where, *dialect.numbers(words, where)))
+    except ValueError as error:
         what = f"cannot be read ({error}); the file and its image are left out."
         intake.problems.add("annotation-unreadable", where, what, "Correct the file.", "error")
         return None
     return lines
 
 
-def _numbers(words: Sequence[str]) -> tuple[int, tuple[float, float, float, float], float | None, list[float] | None]:
+def _text_of(intake: Intake, path: Path) -> str:
+    try:
+        return intake.read_text(path)
+    except FormatError as error:  # of this file only
+        raise ValueError(str(error)) from error
+
+
+def box_numbers(words: Sequence[str]) -> Numbers:
+    """What five words say: class number and box.
+
+    Raises:
+        ValueError: they are no such numbers.
+    """
+    return _numbers(words)
+
+
+def _numbers(words: Sequence[str]) -> Numbers:
     """Class number, edges, score and polygon of a line.
 
     Raises:
@@ -164,18 +227,25 @@ def _numbers(words: Sequence[str]) -> tuple[int, tuple[float, float, float, floa
     if len(values) in (4, 5):
         x, y, width, height = values[:4]
         edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return int(class_id), edges, values[4] if len(values) == 5 else None, None
+        return Numbers(int(class_id), edges, values[4] if len(values) == 5 else None)
+    if len(values) >= 10 and not all(map(float.is_integer, values[:4])) and all(map(float.is_integer, values[4:])):
+        raise ValueError(
+            f"{len(words)} numbers, and those after the box are whole: these are attributes, not the points of a "
+            "polygon. Name their profile: leukemia_attri, leukemia_attri_11 or lld"
+        )
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{len(words)} numbers, wanted 5 (box), 6 (with confidence), or a class and 3 or more points")
-    if len(values) >= 10 and not all(map(float.is_integer, values[:4])) and all(map(float.is_integer, values[4:])):
-        raise ValueError("the numbers after the box are whole: these are attributes, not the points of a polygon")
     points = np.array(values).reshape(-1, 2)  # unlike Python's, its minimum keeps what is not a number
     (x_min, y_min), (x_max, y_max) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return int(class_id), (x_min, y_min, x_max, y_max), None, values
+    return Numbers(int(class_id), (x_min, y_min, x_max, y_max), None, values)
 
 
 def _cells(
-    intake: Intake, lines: Sequence[_Line], pictures: Sequence[Picture | None], description: Description
+    intake: Intake,
+    lines: Sequence[Line],
+    pictures: Sequence[Picture | None],
+    description: Description,
+    dialect: Dialect,
 ) -> pl.DataFrame:
     """The lines as `ROWS`, in px of their images."""
     _check_classes(intake, lines, description.classes)
@@ -184,19 +254,21 @@ def _cells(
     intake.note_unplaced(len(known) - len(sized), "YOLO gives fractions of it")
     scale = np.array([(*size_wh, *size_wh) for _, size_wh in sized], np.float64).reshape(-1, 4)
     edges = np.array([line.edges for line, _ in sized], np.float64).reshape(-1, 4) * scale
+    labels = [description.classes.get(line.class_id) for line, _ in sized]
+    more = {} if dialect.values is None else dialect.values(intake, [line for line, _ in sized], labels)
     return rows(
         {
             "image": [line.image for line, _ in sized],
             "where": [line.where for line, _ in sized],
-            "label": [description.classes.get(line.class_id) for line, _ in sized],
+            "label": labels,
             **{name: edges[:, i] for i, name in enumerate(BOX_COLUMNS)},
             "score": [line.score for line, _ in sized],
             "mask": [_mask(intake, line, size_wh) for line, size_wh in sized],
         }
-    )
+    ).with_columns(pl.Series(name, list(values), pl.String) for name, values in more.items())
 
 
-def _mask(intake: Intake, line: _Line, size_wh: tuple[int, int]) -> bytes | None:
+def _mask(intake: Intake, line: Line, size_wh: tuple[int, int]) -> bytes | None:
     if line.polygon is None:
         return None
     points = np.array(line.polygon).reshape(-1, 2) * size_wh
@@ -209,7 +281,7 @@ def _mask(intake: Intake, line: _Line, size_wh: tuple[int, int]) -> bytes | None
         return None
 
 
-def _check_classes(intake: Intake, lines: Sequence[_Line], classes: Mapping[int, str]) -> None:
+def _check_classes(intake: Intake, lines: Sequence[Line], classes: Mapping[int, str]) -> None:
     """Note class numbers without a name, and numbers that seem to be counted from 1."""
     counts = Counter(line.class_id for line in lines)
     first = {line.class_id: line.where for line in reversed(lines)}
@@ -232,11 +304,12 @@ def _check_classes(intake: Intake, lines: Sequence[_Line], classes: Mapping[int,
 # -- writing ----------------------------------------------------------------------------------------
 
 
-def write(data: Dataset, path: Path, options: WriteOptions) -> Problems:
+def write(data: Dataset, path: Path, options: WriteOptions, more: More | None = None) -> Problems:
     """Write ``labels/[<split>/]<image>.txt``, ``data.yaml`` and ``classes.txt`` into the new folder `path`.
 
     With `options.copy_images` the images go to ``images/[<split>/]``. Fractions have six decimals; those of a
-    box that would not be read again as it is have more.
+    box that would not be read again as it is have more. `more` gives what else stands in the line of each cell,
+    in place of its score.
 
     Raises:
         FormatError: the folder is not empty, an image with cells has no known size, two images would
@@ -250,7 +323,7 @@ def write(data: Dataset, path: Path, options: WriteOptions) -> Problems:
     distinct(names, by_stem=True)
     cells_of = dict(data.cells.filter(pl.col("label").is_not_null()).by_image())
     texts = {
-        f"labels/{without_image_suffix(names[row['image_id']])}.txt": _text(cells_of.get(row["image_id"]), row)
+        f"labels/{without_image_suffix(names[row['image_id']])}.txt": _text(cells_of.get(row["image_id"]), row, more)
         for row in data.images.rows()
     } | description_texts(data.labels.names, sorted(set(splits.values())))
     target = output_folder(path)
@@ -262,7 +335,7 @@ def write(data: Dataset, path: Path, options: WriteOptions) -> Problems:
     return problems
 
 
-def _text(cells: Cells | None, image: Mapping[str, Any]) -> str:
+def _text(cells: Cells | None, image: Mapping[str, Any], more: More | None) -> str:
     """The lines of one label file; None: the image has no cell."""
     if cells is None:
         return ""
@@ -274,10 +347,11 @@ def _text(cells: Cells | None, image: Mapping[str, Any]) -> str:
     scale = np.array([width, height, width, height], np.float64)
     fractions = box.to_centre_size(cells.boxes().astype(np.float64)) / scale
     decimals = _decimals(fractions, cells.boxes(), scale)
-    columns = zip(cells.label_names(), cells.frame["score"].to_list(), fractions.tolist(), decimals, strict=True)
+    scores = [[] if score is None else [f"{score:.6f}"] for score in cells.frame["score"].to_list()]
+    behind = scores if more is None else more(cells)
     lines = []
-    for label, score, numbers, places in columns:
-        words = [f"{number:.{places}f}" for number in numbers] + ([] if score is None else [f"{score:.6f}"])
+    for label, numbers, places, rest in zip(cells.label_names(), fractions.tolist(), decimals, behind, strict=True):
+        words = [f"{number:.{places}f}" for number in numbers] + rest
         lines.append(f"{cells.labels.index(str(label))} {' '.join(words)}\n")
     return "".join(lines)
 

@@ -38,13 +38,16 @@ class Description:
         return [self.classes[number] for number in sorted(self.classes)]
 
 
-def describe(intake: Intake, source: Path, files: Sequence[tuple[str, Path]]) -> Description:
+def describe(
+    intake: Intake, source: Path, files: Sequence[tuple[str, Path]], standard: Sequence[str] | None = None
+) -> Description:
     """Find and read the class names (and splits) of a data set.
 
     Args:
         intake: the import; its label set stands in where no file names the classes.
         source: the folder, or the YAML file to be read.
         files: all files below the root with their relative names.
+        standard: the names where neither a file nor the label set gives them.
 
     Raises:
         FormatError: there are no class names, several files of them disagree, or one cannot be read.
@@ -63,6 +66,7 @@ def describe(intake: Intake, source: Path, files: Sequence[tuple[str, Path]]) ->
         listed = list(intake.options.labels.names)
         what = f"no classes.txt or data.yaml: class numbers are taken for the labels in their order: {listing(listed)}."
         intake.problems.add("classes-missing", intake.name, what, severity="note")
+    listed = list(standard) if listed is None and standard is not None else listed
     if listed is None:
         raise FormatError(
             f"{intake.root}: no class names. Add classes.txt (one name per line) or data.yaml (names: [...]), "

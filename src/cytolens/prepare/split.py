@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from cytolens.cells import BOX_COLUMNS
 from cytolens.dataset import Dataset
+from cytolens.formats.leukemia_names import published_part
 from cytolens.images import Images
-from cytolens.problems import DatasetError, SettingError, listing
+from cytolens.problems import DatasetError, SettingError, did_you_mean, listing
 
 Column = Literal["fold", "split"]
 _PROPERTY_WEIGHT = 0.25  # of a property of the image, against 1 for a label
@@ -85,6 +86,30 @@ def parts(dataset: Dataset, shares: Mapping[str, float], seed: int = 0, *, keep:
     images = dataset.images.with_columns(split=[names[i] for i in placed])
     step = {"step": "split", "shares": dict(shares), "seed": seed, "kept": sum(part is not None for part in given)}
     return _split(dataset, images, "split", shares, step)
+
+
+def published(dataset: Dataset, name: str) -> Split:
+    """The division that a data set was published with, by patient; all its subsets (microscopes) go the same way.
+
+    "leukemia_attri": 30 patients for training and 18 for testing, by the images' names, else by their groups.
+
+    Raises:
+        SettingError: no such division is known.
+        DatasetError: the patient of an image is not known, or not one of that data set.
+    """
+    if name != "leukemia_attri":
+        hint = did_you_mean(name, ["leukemia_attri"])
+        raise SettingError(f'no published split "{name}". {hint + " " if hint else ""}Known: leukemia_attri')
+    rows = dataset.images.frame.select("image_id", "group").rows()
+    placed = [published_part(image_id, group) for image_id, group in rows]
+    if lost := [image_id for (image_id, _), part in zip(rows, placed, strict=True) if part is None]:
+        raise DatasetError(
+            f"{len(lost)} of {len(rows)} images are of no known patient: {listing(lost, 5)}. Names are "
+            "<patient>_<field>_<1000 or 400>_<diagnosis>; else the group is the patient's number (--group-pattern)"
+        )
+    images = dataset.images.with_columns(split=placed)
+    shares = {part: placed.count(part) / max(1, len(placed)) for part in ("train", "test")}
+    return _split(dataset, images, "split", shares, {"step": "split", "published": name})
 
 
 _into_folds = folds  # `split` has an argument of that name

@@ -11,7 +11,17 @@ import typer
 from cytolens.apps.cli.console import BAD, DONE, Debug, Json, Where, answer, command, names, problem_lines
 from cytolens.problems import LabelError, SettingError
 
-_FORMATS = "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson"
+_FORMATS = (
+    "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson, wbcatt, leukemia_attri, "
+    "leukemia_attri_11, lld, leukemia_attri_coco"
+)
+# Tables that are written only: format → whether in the columns of the original LeukemiaAttri program.
+_PREDICTIONS = {"leukemia_attri_predictions": True, "attributes_csv": False}
+_VALIDATIONS = {"leukemia_attri_validation": True, "attributes_validation": False}
+_EXPORTS = (
+    "cytologia (with --test); attributes_csv, leukemia_attri_predictions (findings with their attributes, in our "
+    "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth)."
+)
 _Order = Annotated[
     Literal["row", "column"] | None,
     typer.Option(help="rle_csv: how pixels are numbered. Default at import: as the column is called; at export: row."),
@@ -37,6 +47,17 @@ def import_data(
         list[str] | None, typer.Option(help="Columns of a CSV, OURS=THEIRS: image, x_min, y_min, x_max, y_max, label …")
     ] = None,
     order: _Order = None,
+    size_two: Annotated[
+        Literal["large", "ignore"],
+        typer.Option(help="leukemia_attri, lld: what the code 2 of the cell size says: large, or that it is missing."),
+    ] = "large",
+    unsqueeze: Annotated[
+        str | None,
+        typer.Option(
+            help="W:H, the proportion that squeezed images had: they are stretched back along x with their boxes, and "
+            "written as PNG into OUT/images."
+        ),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="label_images: the label of all cells that no CSV names.")] = None,
     complete_for: Annotated[
         str | None, typer.Option(help="Labels that are annotated without gaps, such as WBC,Platelets. Default: all.")
@@ -55,7 +76,9 @@ def import_data(
     Example: cytolens import BCCD --format voc --out data/bccd
     """
     from cytolens import formats
+    from cytolens.formats.unsqueeze import parsed_proportion, unsqueezed
 
+    proportion = None if unsqueeze is None else parsed_proportion(unsqueeze)
     options = formats.ReadOptions(
         name=name,
         labels=_label_set(labels),
@@ -65,6 +88,7 @@ def import_data(
         allow_missing_images=allow_missing_images,
         columns=_columns(columns),
         order=order,
+        size_two=size_two,
         label=label,
         complete_for=names(complete_for) or None,
         licence=licence,
@@ -72,6 +96,8 @@ def import_data(
     imported = formats.read(source, format, options)
     dataset, problems = imported.dataset, imported.problems
     dataset = dataset if where is None else dataset.select(where)
+    if proportion is not None:
+        dataset = unsqueezed(dataset, proportion, out / "images")
     dataset.write(out)
     counts = dict(dataset.cells.frame["label"].cast(str).value_counts(sort=True).iter_rows())
     splits = dict(dataset.images.frame["split"].value_counts(sort=True).iter_rows())
@@ -128,7 +154,7 @@ def _label_set(text: str | None) -> Any:
 def export_data(
     source: Annotated[Path, typer.Argument(help="A dataset, a cells.parquet, or a folder that predict wrote.")],
     out: Annotated[Path, typer.Option(help="File or folder to write.")],
-    format: Annotated[str, typer.Option(help=_FORMATS + ", or cytologia (with --test).")],
+    format: Annotated[str, typer.Option(help=_FORMATS + "; or " + _EXPORTS)],
     copy_images: Annotated[bool, typer.Option(help="Put a copy of the images where the format expects them.")] = False,
     results: Annotated[
         bool, typer.Option(help="coco: a results list (findings) instead of an instances file.")
@@ -137,6 +163,10 @@ def export_data(
     order: _Order = None,
     test: Annotated[
         Path | None, typer.Option(help="cytologia: the challenge's test.csv, whose rows are to be filled.")
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="attributes_validation, leukemia_attri_validation: the dataset with the annotations."),
     ] = None,
     expected_counts: Annotated[
         bool,
@@ -155,6 +185,8 @@ def export_data(
     from cytolens import formats
     from cytolens.dataset import Dataset
 
+    if (truth is not None) != (format in _VALIDATIONS):
+        raise SettingError(f"--truth goes with --format {' or '.join(_VALIDATIONS)}, and they need it")
     if (source / "dataset.json").exists():
         data = Dataset.read(source)
     else:
@@ -167,6 +199,8 @@ def export_data(
         problems = _write_cytologia(data, options, test, out, expected_counts)
     elif test is not None or expected_counts:
         raise SettingError(f"--test and --expected-counts go with --format cytologia, not with {format}")
+    elif format in _PREDICTIONS or truth is not None:
+        problems = _write_attributes(data, options, format, truth, out)
     else:
         problems = formats.write(data, out, format, options)
     answer({"out": str(out), "problems": problems.to_dicts()}, [f"wrote {out}", *problem_lines(problems)], json_output)
@@ -185,3 +219,18 @@ def _write_cytologia(data: Any, options: Any, test: Path | None, out: Path, orac
     if isinstance(data, Cells):
         raise SettingError("the sizes of the images are not known: name the folder that predict wrote, or a dataset")
     return write_submission(data.cells, data.images, test, out, use_expected_counts=oracle)
+
+
+def _write_attributes(data: Any, options: Any, format: str, truth: Path | None, out: Path) -> Any:
+    """Findings with their attributes as one CSV file, alone or beside the truth's."""
+    from cytolens.cells import Cells
+    from cytolens.dataset import Dataset
+    from cytolens.evaluate.attribute_csv import write_validation
+    from cytolens.formats.attribute_csv import write_predictions
+
+    if options != type(options)():
+        raise SettingError(f"--copy-images, --results, --reference and --order do not go with --format {format}")
+    cells, images = (data, None) if isinstance(data, Cells) else (data.cells, data.images)
+    if truth is None:
+        return write_predictions(cells, out, original=_PREDICTIONS[format])
+    return write_validation(Dataset.read(truth), cells, images, out, original=_VALIDATIONS[format])

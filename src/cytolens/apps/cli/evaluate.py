@@ -15,7 +15,7 @@ from cytolens.problems import SettingError
 def evaluate(
     truth: Annotated[Path, typer.Option(help="The dataset with the annotations.")],
     found: Annotated[Path, typer.Option(help="What predict wrote (folder or cells.parquet), or a dataset.")],
-    task: Annotated[str, typer.Option(help="detection, classification or cytologia.")] = "detection",
+    task: Annotated[str, typer.Option(help="detection, classification, attributes or cytologia.")] = "detection",
     iou_min: Annotated[float, typer.Option(help="Overlap from which a finding and a truth are the same cell.")] = 0.5,
     level: Annotated[
         str | None, typer.Option(help="Labels, comma separated, to which both sides are rolled up before scoring.")
@@ -30,6 +30,13 @@ def evaluate(
         typer.Option(
             help="cytologia, an oracle: how many cells an image has is given away by the truth (truth) or by a file "
             "like the challenge's test.csv, instead of by what counts."
+        ),
+    ] = None,
+    class_only_from: Annotated[
+        str | None,
+        typer.Option(
+            help="attributes: the dataset from which it is learnt what each label usually looks like. Default: the "
+            "truth itself, without each cell's own group or image."
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
@@ -47,12 +54,13 @@ def evaluate(
     from cytolens.settings import checked
 
     values: dict[str, Any] = {"iou_min": iou_min, "missing": missing, "seed": seed, "intervals": bootstrap > 0}
-    values |= {"level": names(level) or None, "expected_counts": expected_counts} | (
-        {"bootstrap": bootstrap} if bootstrap > 0 else {}
-    )
+    values |= {"level": names(level) or None, "expected_counts": expected_counts, "class_only_from": class_only_from}
+    values |= {"bootstrap": bootstrap} if bootstrap > 0 else {}
     settings = checked(EvaluateSettings, values, "evaluate")
     if expected_counts is not None and task != "cytologia":
         raise SettingError("--expected-counts goes with --task cytologia only")
+    if class_only_from is not None and task != "attributes":
+        raise SettingError("--class-only-from goes with --task attributes only")
     dataset = Dataset.read(truth)
     if split is not None:
         dataset = dataset.part(split)

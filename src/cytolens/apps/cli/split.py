@@ -25,6 +25,10 @@ def split(
     fractions: Annotated[
         str | None, typer.Option(help="Nested parts for learning curves: 0.05,0.2,1; each is a dataset in OUT.")
     ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(help="The division that a data set was published with, by patient: leukemia_attri (train, test)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which equals are placed.")] = 0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Folds or parts that are given stay; only new groups get one.")
@@ -39,8 +43,12 @@ def split(
     from cytolens.dataset import Dataset
     from cytolens.prepare import split as splitting
 
-    if sum(choice is not None for choice in (folds, shares, fractions)) != 1:
-        raise SettingError("say one of --folds 4, --shares train=0.8,val=0.2 or --fractions 0.05,0.2,1")
+    if sum(choice is not None for choice in (folds, shares, fractions, published)) != 1:
+        raise SettingError(
+            "say one of --folds 4, --shares train=0.8,val=0.2, --fractions 0.05,0.2,1 or --published leukemia_attri"
+        )
+    if keep and published is not None:
+        raise SettingError("--keep goes with --folds and --shares; a published division is complete")
     data = Dataset.read(dataset)
     if fractions is not None:
         if keep:
@@ -55,6 +63,8 @@ def split(
         return DONE
     if folds is not None:
         result = splitting.folds(data, folds, seed, keep=keep)
+    elif published is not None:
+        result = splitting.published(data, published)
     else:
         result = splitting.parts(data, _shares(shares or ""), seed, keep=keep)
     result.dataset.write(out)
