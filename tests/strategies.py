@@ -208,6 +208,13 @@ def cell_tables(
         code = st.none() | code
     boxes = draw(box_arrays(least=count, most=count, side_px=min(size_wh)))
     attributes: dict[str, Any] = {a.column: column(st.none() | st.sampled_from(a.values)) for a in labels.attributes}
+    for attribute in labels.attributes if found else ():
+        shares = draw(_shares(count, len(attribute.values)))
+        known = np.array(column(st.booleans()), bool)
+        shares[~known] = np.nan
+        attributes[f"{attribute.column}_probabilities"] = shares
+        for row in np.flatnonzero(known):  # a model says the likeliest value
+            attributes[attribute.column][row] = attribute.values[int(shares[row].argmax())]
     return Cells.of(
         labels,
         image_id=column(st.sampled_from(image_ids)) if count else [],

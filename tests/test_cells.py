@@ -358,6 +358,25 @@ def test_relabelling_drops_and_adds_attributes() -> None:
     assert wbcatt.frame["wbcatt.cell_size"].null_count() == 4
 
 
+def test_attributes_keep_their_probabilities() -> None:
+    given = [[0.25, 0.75], None, [np.nan, np.nan], [1, 0]]
+    spoken = {"look.size": ["big", None, None, "small"], "look.size_probabilities": given}
+    cells = Cells.of(
+        SMEAR, image_id=["a"] * 4, boxes=np.ones((4, 4)), label=[None] * 4, source="bundle:x@0", attributes=spoken
+    )
+    table = cells.attribute_probabilities("look.size")
+    assert cells.attribute_values("look.size") == ["big", None, None, "small"]
+    assert table[[0, 3]].tolist() == [[0.25, 0.75], [1, 0]]
+    assert np.isnan(table[[1, 2]]).all()
+    assert cells.frame["look.size_probabilities"].is_null().to_list() == [False, True, True, False]
+    for same in (cells.filter(np.array([True] * 4)), cells.relabel(LabelSet.of(["LY"], ATTRIBUTES), missing="null")):
+        assert np.array_equal(same.attribute_probabilities("look.size"), table, equal_nan=True)
+    assert np.isnan(smear().attribute_probabilities("look.size")).all()
+    for ask in (cells.attribute_values, cells.attribute_probabilities):
+        with pytest.raises(DatasetError, match=r'no attribute "look.siz"\. Did you mean "look.size"\?'):
+            ask("look.siz")
+
+
 def test_relabelling_does_not_mix_attribute_values() -> None:
     other = LabelSet.of(SMEAR.names, (AttributeSchema("look", "size", ("big", "small")),))
     with pytest.raises(LabelError, match=r"attributes with other values .*: look\.size"):

@@ -6,7 +6,6 @@ table is zero rows and joining two tables of equal label sets always works.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,54 +17,11 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from cytolens.boxes import Boxes, as_boxes
-from cytolens.labels import LabelSet
+from cytolens.cell_columns import BOX_COLUMNS, cell_ids, known_vectors, schema, vectors
+from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.problems import DatasetError, LabelError, SettingError, did_you_mean, listing
 
-BOX_COLUMNS = ["x_min", "y_min", "x_max", "y_max"]
-
-
-def schema(labels: LabelSet) -> dict[str, pl.DataType | type[pl.DataType]]:
-    """The columns of cells of a label set, in order, with their types."""
-    columns: dict[str, pl.DataType | type[pl.DataType]] = {
-        "cell_id": pl.String,
-        "image_id": pl.String,
-        "x_min": pl.Float32,
-        "y_min": pl.Float32,
-        "x_max": pl.Float32,
-        "y_max": pl.Float32,
-        "label": pl.Enum(labels.names),
-        "probabilities": pl.Array(pl.Float32, len(labels.leaves)),
-        "score": pl.Float32,
-        "mask": pl.Binary,
-    }
-    for attribute in labels.attributes:
-        columns[attribute.column] = pl.Enum(attribute.values)
-        columns[f"{attribute.column}_probabilities"] = pl.Array(pl.Float32, len(attribute.values))
-    return columns | {
-        "source": pl.String,
-        "ignore": pl.Boolean,
-        "counted": pl.Boolean,
-        "refer": pl.Boolean,
-    }
-
-
-def cell_ids(source: Sequence[str], image_key: Sequence[str]) -> list[str]:
-    """Deterministic ids: a digest of source and image, then the ordinal within them.
-
-    Args:
-        source: where each cell comes from, one per cell.
-        image_key: the image's sha256 (or its id where the file is absent), one per cell.
-    """
-    prefixes: dict[tuple[str, str], str] = {}
-    ordinals: dict[tuple[str, str], int] = {}
-    ids: list[str] = []
-    for key in zip(source, image_key, strict=True):
-        if key not in prefixes:
-            prefixes[key] = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
-        ordinal = ordinals.get(key, 0)
-        ordinals[key] = ordinal + 1
-        ids.append(f"{prefixes[key]}-{ordinal:04d}")
-    return ids
+__all__ = ["BOX_COLUMNS", "Cells", "cell_ids", "join", "schema"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +83,8 @@ class Cells:
             probabilities: over the leaves of `labels`, shape (N, K); None: unknown.
             known: shape (N,), which rows of `probabilities` are known; None: all.
             mask: COCO's compressed code or None (N).
-            attributes: column name → values (N); columns that are not named are null.
+            attributes: column name → values (N), and "<column>_probabilities" → shape (N, V) over the attribute's
+                values, a row of NaN (or None in a list) where they are unknown; columns that are not named are null.
             ignore, counted, refer: flags, one for all or one per cell.
 
         Raises:
@@ -146,7 +103,7 @@ class Cells:
             "image_id": list(image_id),
             **{name: corners[:, i] for i, name in enumerate(BOX_COLUMNS)},
             "label": list(label),
-            "probabilities": _vectors(probabilities, known, count, len(labels.leaves)),
+            "probabilities": vectors(probabilities, known, count, len(labels.leaves)),
             "score": [None] * count if score is None else np.asarray(score, np.float32),
             "mask": [None] * count if mask is None else list(mask),
         }
@@ -155,7 +112,9 @@ class Cells:
             columns[attribute.column] = values = given.pop(attribute.column, [None] * count)
             _require_known(attribute.column, values, attribute.values)
             name = f"{attribute.column}_probabilities"
-            columns[name] = _vectors(given.pop(name, None), None, count, len(attribute.values))
+            columns[name] = vectors(
+                *known_vectors(given.pop(name, None), len(attribute.values)), count, len(attribute.values)
+            )
         if given:
             raise LabelError(f"attributes not in this label set: {listing(given)}")
         columns["source"] = [source] * count
@@ -199,6 +158,38 @@ class Cells:
         if known.any():
             table[known] = self.frame["probabilities"].drop_nulls().to_numpy()
         return table
+
+    def attribute_values(self, column: str) -> list[str | None]:
+        """The values of an attribute, None where it is not annotated (N).
+
+        Raises:
+            DatasetError: there is no such attribute.
+        """
+        self._attribute(column)
+        return self.frame[column].cast(pl.String).to_list()
+
+    def attribute_probabilities(self, column: str) -> NDArray[np.float32]:
+        """Probabilities over the values of an attribute, shape (N, V); NaN where unknown.
+
+        Raises:
+            DatasetError: there is no such attribute.
+        """
+        table = np.full((len(self), len(self._attribute(column).values)), np.nan, np.float32)
+        given = self.frame[f"{column}_probabilities"]
+        known = given.is_not_null().to_numpy()
+        if known.any():
+            table[known] = given.drop_nulls().to_numpy()
+        return table
+
+    def _attribute(self, column: str) -> AttributeSchema:
+        known = {attribute.column: attribute for attribute in self.labels.attributes}
+        if column not in known:
+            hint = did_you_mean(column, known)
+            raise DatasetError(
+                f'cells have no attribute "{column}". {hint + " " if hint else ""}'
+                f"Attributes: {listing(known, 30) or 'none'}"
+            )
+        return known[column]
 
     def where(self, **equals: Any) -> Self:
         """The cells whose columns have these values; a list means any of them.
@@ -313,7 +304,7 @@ class Cells:
         frame = self.frame.with_columns(
             pl.col("label").cast(pl.String).replace_strict(mapping, return_dtype=pl.String).cast(pl.Enum(to.names)),
             pl.Series(
-                "probabilities", _vectors(moved, known, len(self), len(to.leaves)), pl.Array(pl.Float32, len(to.leaves))
+                "probabilities", vectors(moved, known, len(self), len(to.leaves)), pl.Array(pl.Float32, len(to.leaves))
             ),
         )
         wanted = schema(to)
@@ -365,18 +356,6 @@ def _require_known(column: str, values: Iterable[Any], allowed: Sequence[str]) -
 def _no_column(name: str, columns: Iterable[str]) -> DatasetError:
     hint = did_you_mean(name, columns)
     return DatasetError(f'cells have no column "{name}". {hint + " " if hint else ""}Columns: {listing(columns, 30)}')
-
-
-def _vectors(values: ArrayLike | None, known: ArrayLike | None, count: int, width: int) -> list[Any] | pl.Series:
-    """Rows of `values` as lists, None where not known."""
-    if values is None or count == 0:
-        return [None] * count
-    array = np.asarray(values, np.float32).reshape(count, width)
-    keep = np.ones(count, bool) if known is None else np.asarray(known, bool)
-    series = pl.Series("", array, pl.Array(pl.Float32, width))
-    if keep.all():
-        return series
-    return pl.select(pl.when(pl.Series(keep)).then(series)).to_series()
 
 
 def _leaf_transfer(labels: LabelSet, to: LabelSet, mapping: Mapping[str, str | None]) -> NDArray[np.float32]:
