@@ -508,6 +508,20 @@ def test_the_wbcatt_schema_is_the_published_one() -> None:
     assert not any(attribute.ordered for attribute in schema)
 
 
+def test_the_leukemia_attri_schema_is_in_the_order_of_its_codes() -> None:
+    schema = attribute_schema("leukemia_attri")
+    assert {attribute.name: attribute.values for attribute in schema} == {
+        "cell_size": ("small", "medium", "large"),
+        "nuclear_chromatin": ("open", "coarse"),
+        "nuclear_shape": ("regular", "irregular"),
+        "nucleolus": ("inconspicuous", "prominent"),
+        "cytoplasm": ("scanty", "abundant"),
+        "cytoplasmic_basophilia": ("slight", "moderate"),
+        "cytoplasmic_vacuoles": ("absent", "prominent"),
+    }
+    assert [attribute.name for attribute in schema if attribute.ordered] == ["cell_size"]
+
+
 def test_an_unknown_schema_is_an_error() -> None:
     with pytest.raises(LabelError, match=r'no attribute schema "wbc"; there are: wbcatt'):
         attribute_schema("wbc")

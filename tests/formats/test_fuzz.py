@@ -80,6 +80,10 @@ TABLES = {
     "rle_csv": "id,annotation,width,height,cell_type,score,ignore,split,group,sample_id\n"
     "one,1 4 21 4 41 4,20,10,shsy5y,0.5,0,train,p1,shsy5y[diff]_E10-4_Vessel-714_Ph_3\n"
     "one,30 3 50 3,20,10,astro,,1,train,p1,\ntwo,,20,10,,,,val,,\n",
+    "wbcatt": "img_name,label,cell_size,cell_shape,nucleus_shape,nuclear_cytoplasmic_ratio,chromatin_density,"
+    "cytoplasm_vacuole,cytoplasm_texture,cytoplasm_colour,granule_type,granule_colour,granularity,path,split\n"
+    "one.png,WBC,big,round,segmented-bilobed,low,densely,no,clear,light blue,round,red,yes,x/one.png,train\n"
+    "two.png,RBC,small,round,,high,densely,no,clear,blue,nil,nil,no,x/two.png,val\n",
     "image_folder": "image,label,split,group\none.png,WBC,train,p1\ntwo.png,RBC,val,p2\ntwo.png,,val,p2\n",
 }
 

@@ -31,6 +31,7 @@ _MODULES = {
     "rle_csv": "cytolens.formats.rle_csv",
     "label_images": "cytolens.formats.label_images",
     "geojson": "cytolens.formats.geojson",
+    "wbcatt": "cytolens.formats.wbcatt",
 }
 FORMATS: tuple[str, ...] = tuple(_MODULES)
 

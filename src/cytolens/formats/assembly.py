@@ -24,7 +24,7 @@ from cytolens.formats.intake import Intake, Reference
 from cytolens.formats.label_names import in_taxonomy_order, name_labels
 from cytolens.formats.sources import Picture
 from cytolens.images import Images
-from cytolens.labels import LabelSet
+from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.problems import Problems, SettingError, Severity, listing
 
 # One row per annotated cell, before its labels and boxes were looked at.
@@ -71,6 +71,7 @@ def assemble(
     pictures: Sequence[Picture | None],
     cells: pl.DataFrame,
     declared: Sequence[str] = (),
+    attributes: tuple[AttributeSchema, ...] = (),
 ) -> Imported:
     """The dataset of the located images and their cells.
 
@@ -78,8 +79,9 @@ def assemble(
         intake: the import; its problems grow.
         references: the images that the annotations speak of.
         pictures: what `Intake.locate` gave for them.
-        cells: columns of `ROWS`.
+        cells: columns of `ROWS`, and one of text per attribute, called `AttributeSchema.column`; null: not annotated.
         declared: label names in the order in which the source declares them.
+        attributes: what the cells carry; a label set that is asked for gets them in place of its own.
 
     Raises:
         LabelError: `ReadOptions.complete_for` names an unknown label.
@@ -96,6 +98,7 @@ def assemble(
     cells = cells.join(kept, on="image", how="inner", maintain_order="left")
     cells = _checked(cells, problems).sort("image_id", maintain_order=True)
     labels, meaning = name_labels(cells, names, options.labels, problems)
+    labels = replace(labels, attributes=attributes) if attributes else labels
     dataset = Dataset(_images(intake, references, pictures, labels), _cells(intake, cells, labels, meaning))
     if empty := len(dataset.images) - dataset.cells.frame["image_id"].n_unique():
         what = f"{empty} of {len(dataset.images)} images have no cells; they are kept."
@@ -125,6 +128,7 @@ def _cells(intake: Intake, cells: pl.DataFrame, labels: LabelSet, meaning: Mappi
         image_key=cells["key"].fill_null(cells["image_id"]).to_list(),
         mask=cells["mask"].to_list(),
         ignore=cells["ignore"].to_numpy(),
+        attributes={a.column: cells[a.column].to_list() for a in labels.attributes if a.column in cells.columns},
     )
     return table.with_columns(score=cells["score"])
 
@@ -194,6 +198,8 @@ def _images(
             "sha256": picture.sha256,
             "group": groups.of(picture.image_id) or reference.group,
             "complete_for": complete_for if reference.annotated else [],
+            "scanner": reference.scanner,
+            "magnification": reference.magnification,
             "split": options.split or _split(reference, problems),
         }
         _compare_sizes(reference, picture, problems)

@@ -8,7 +8,6 @@ Ids are arbitrary numbers. Three keys that COCO's own tools pass over are read a
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from cytolens.formats.coco_json import categories, is_id, is_instances, load
 from cytolens.formats.coco_writing import CANNOT_KEEP, RESULTS_CANNOT_KEEP, write
 from cytolens.formats.intake import Intake, Reference, as_number
 from cytolens.formats.options import ReadOptions
-from cytolens.formats.sources import SPLIT_NAMES, ImageIndex, Picture, is_text, posix_name, split_in_path, walk
+from cytolens.formats.sources import ImageIndex, Picture, is_text, posix_name, split_in_file_name, walk
 from cytolens.problems import FormatError, listing
 
 __all__ = ["CANNOT_KEEP", "RESULTS_CANNOT_KEEP", "read", "write"]
@@ -115,13 +114,9 @@ def _documents(intake: Intake, source: Path) -> list[_Document]:
     documents = [_instances(intake, path, data) for path, data in fitting.values()]
     if len(documents) == 1:
         return documents
-    return [replace(document, split=_split_of(name)) for name, document in zip(fitting, documents, strict=True)]
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a file is called after, such as "train" of annotations/instances_train2017.json."""
-    words = re.split(r"[^a-z]+", Path(name).stem.casefold())
-    return next((word for word in words if word in SPLIT_NAMES), None) or split_in_path(name)
+    return [
+        replace(document, split=split_in_file_name(name)) for name, document in zip(fitting, documents, strict=True)
+    ]
 
 
 def _load(intake: Intake, path: Path) -> Any:

@@ -67,13 +67,10 @@ def _read_table(path: Path, source: Path, options: ReadOptions) -> Imported:
     references, of_row, index = tables.image_references(table, intake, path)
     pictures = intake.locate(references, index)
     named = [row for row, text in enumerate(table.columns["label"]) if text and of_row[row] >= 0]
-    for position, count in Counter(of_row[row] for row in named).items():
-        if count > 1:
-            what = f'the image "{references[position].name}" has {count} labels; each becomes a cell.'
-            intake.problems.add("image-several-labels", references[position].where, what, "Keep one of them.")
+    note_several(intake, references, [of_row[row] for row in named])
     where = [f"{intake.place(path)}:{table.lines[row]}" for row in named]
     labels = [table.columns["label"][row] for row in named]
-    cells = _whole_images(intake, [of_row[row] for row in named], where, labels, pictures)
+    cells = whole_images(intake, [of_row[row] for row in named], where, labels, pictures)
     return assemble(intake, references, pictures, cells)
 
 
@@ -104,16 +101,36 @@ def _read_folders(source: Path, options: ReadOptions) -> Imported:
     ]
     pictures = intake.locate(references, index)
     named = [(i, image_id, label) for i, (image_id, label) in enumerate(zip(index.ids, labels, strict=True)) if label]
-    cells = _whole_images(
-        intake, [i for i, _, _ in named], [w for _, w, _ in named], [n for _, _, n in named], pictures
-    )
+    cells = whole_images(intake, [i for i, _, _ in named], [w for _, w, _ in named], [n for _, _, n in named], pictures)
     return assemble(intake, references, pictures, cells)
 
 
-def _whole_images(
-    intake: Intake, image: Sequence[int], where: Sequence[str], label: Sequence[str], pictures: Sequence[Picture | None]
+def note_several(intake: Intake, references: Sequence[Reference], image: Sequence[int]) -> None:
+    """Say which images have several rows, each of which becomes a cell; `image` is the position of each row."""
+    for position, count in Counter(image).items():
+        if count > 1:
+            what = f'the image "{references[position].name}" has {count} labels; each becomes a cell.'
+            intake.problems.add("image-several-labels", references[position].where, what, "Keep one of them.")
+
+
+def whole_images(
+    intake: Intake,
+    image: Sequence[int],
+    where: Sequence[str],
+    label: Sequence[str | None],
+    pictures: Sequence[Picture | None],
+    more: Mapping[str, Sequence[str | None]] | None = None,
 ) -> pl.DataFrame:
-    """One cell per row of `image`, as large as its picture; where that has no known size, there can be no cell."""
+    """One cell per row of `image`, as large as its picture; where that has no known size, there can be no cell.
+
+    Args:
+        intake: the import; cells without a place are a problem.
+        image: positions among the references (N).
+        where: file and line of each row, for problems (N).
+        label: what each is called (N).
+        pictures: what `Intake.locate` gave for the references.
+        more: further columns of text, such as attributes (N each).
+    """
     sizes = [None if (picture := pictures[i]) is None else picture.size_wh for i in image]
     lost = sum(size is None and pictures[i] is not None for i, size in zip(image, sizes, strict=True))
     intake.note_unplaced(lost, "The box is the whole image")
@@ -128,7 +145,7 @@ def _whole_images(
             "x_max": width,
             "y_max": height,
         }
-    )
+    ).with_columns(pl.Series(name, list(values), pl.String) for name, values in (more or {}).items())
     nowhere = pl.Series(
         [picture is not None and picture.size_wh is None for picture in map(pictures.__getitem__, image)],
         dtype=pl.Boolean,

@@ -24,6 +24,7 @@ class Reference:
         splits: the parts of the data set that list it, the one that counts first.
         group: patient, slide or plate, where the source says so.
         size_wh: width and height in px that the annotations declare.
+        scanner, magnification: with what the image was taken, where the source says so.
         annotated: False where no person said what is in it, so that no cells does not mean "no cell here".
     """
 
@@ -34,6 +35,8 @@ class Reference:
     group: str | None = None
     size_wh: tuple[int, int] | None = None
     annotated: bool = True
+    scanner: str | None = None
+    magnification: str | None = None
 
 
 class Intake:

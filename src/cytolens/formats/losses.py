@@ -26,6 +26,21 @@ def _with_attributes(data: Dataset) -> int:
     return int(data.cells.frame.select(pl.any_horizontal(pl.col(columns).is_not_null()).sum()).item()) if columns else 0
 
 
+def _with_other_attributes(schema: str) -> Callable[[Dataset], int]:
+    """Counts cells with a value of an attribute that is not of the schema."""
+
+    def count(data: Dataset) -> int:
+        columns = [attribute.column for attribute in data.labels.attributes if attribute.schema != schema]
+        return _cells_where(pl.any_horizontal(pl.col(columns).is_not_null()))(data) if columns else 0
+
+    return count
+
+
+def _with_attribute_probabilities(data: Dataset) -> int:
+    columns = [f"{attribute.column}_probabilities" for attribute in data.labels.attributes]
+    return _cells_where(pl.any_horizontal(pl.col(columns).is_not_null()))(data) if columns else 0
+
+
 def _per_image(data: Dataset) -> pl.DataFrame:
     """Number of cells of each image: columns image_id, cells."""
     counts = data.cells.frame.group_by("image_id").agg(pl.len().alias("cells"))
@@ -102,6 +117,9 @@ ASPECTS: dict[str, tuple[str, Callable[[Dataset], int]]] = {
     "boxes other than the mask's bounds": ("cells", _boxes_beside_masks),
     "overlaps of masks": ("pixels", _shared_pixels),
     "attributes": ("cells", _with_attributes),
+    "attributes other than WBCAtt's": ("cells", _with_other_attributes("wbcatt")),
+    "attributes other than LeukemiaAttri's": ("cells", _with_other_attributes("leukemia_attri")),
+    "probabilities of attributes": ("cells", _with_attribute_probabilities),
     "ignore flags": ("cells", _cells_where(pl.col("ignore"))),
     "referral flags": ("cells", _cells_where(pl.col("refer"))),
     "cell ids": ("cells", lambda data: len(data.cells)),

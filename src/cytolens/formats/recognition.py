@@ -19,6 +19,7 @@ from cytolens.formats.label_files import FOLDERS as LABEL_FOLDERS
 from cytolens.formats.label_files import find_label_files, without_mark
 from cytolens.formats.rle_csv import looks_like_runs
 from cytolens.formats.sources import SPLIT_NAMES, walk, without_image_suffix
+from cytolens.formats.wbcatt import is_wbcatt
 from cytolens.formats.yolo import looks_like_labels
 from cytolens.formats.yolo_classes import CLASS_FILES, names_classes
 from cytolens.problems import FormatError, listing
@@ -27,7 +28,8 @@ _LOOKED_FOR = (
     "voc (XML files with the root <annotation>), yolo (data.yaml or classes.txt, text files of fractions), "
     "coco (JSON with images, annotations and categories), csv_boxes (a CSV file with an image, four edges and a "
     "class), image_folder (a CSV file with image and label, or a folder of images per class), rle_csv (a CSV file "
-    "with an image and a run-length code), label_images (a folder called masks beside the images), geojson (features)"
+    "with an image and a run-length code), label_images (a folder called masks beside the images), geojson (features), "
+    "wbcatt (CSV files with img_name, label and eleven attributes)"
 )
 _FEW = 5  # files of one kind that are opened
 
@@ -52,10 +54,12 @@ def recognise(source: Path) -> Recognised:
     if source.is_file():
         return _of_file(source)
     files = [(name, Path(entry.path)) for name, entry in walk(source)]
-    strong = _signs(files, {"voc": _voc, "yolo": _yolo, "coco": _coco, "geojson": _geojson})
+    strong = _signs(files, {"voc": _voc, "yolo": _yolo, "coco": _coco, "geojson": _geojson, "wbcatt": _wbcatt})
     weak = _signs(files, {"csv_boxes": _csv_boxes, "rle_csv": _rle_csv, "image_folder": _image_labels})
     if "rle_csv" in weak and weak["rle_csv"] == weak.get("image_folder"):
         del weak["image_folder"]  # one table of images, codes and labels
+    if "wbcatt" in strong and strong["wbcatt"] == weak.get("image_folder"):
+        del weak["image_folder"]  # WBCAtt's table is also one of image labels
     if masks := _label_images(source, files):
         weak["label_images"] = masks
     weak = weak or _signs(files, {"image_folder": _class_folders})
@@ -84,6 +88,8 @@ def _of_file(path: Path) -> Recognised:
         return Recognised("coco", "a list of images or results")
     if suffix in (".json", ".geojson") and _is_geojson(path):
         return Recognised("geojson", "features")
+    if is_wbcatt(path):
+        return Recognised("wbcatt", path.name)
     if suffix in tables.SUFFIXES and looks_like_runs(path):
         return Recognised("rle_csv", path.name)
     if suffix in (".yaml", ".yml") and names_classes(path):
@@ -159,6 +165,10 @@ def _label_images(source: Path, files: _Files) -> str | None:
 
 def _is_label_image(name: str, found: Collection[str]) -> bool:
     return without_image_suffix(name) in found or any(step.casefold() in LABEL_FOLDERS for step in name.split("/")[:-1])
+
+
+def _wbcatt(files: _Files) -> str | None:
+    return next((name for name, path in files if "/" not in name and is_wbcatt(path)), None)
 
 
 def _csv_boxes(files: _Files) -> str | None:

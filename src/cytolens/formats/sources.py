@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,12 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
 def split_in_path(name: str) -> str | None:
     """The first folder of a path that is called like a part of a data set, such as "train"."""
     return next((step for step in name.split("/")[:-1] if step.casefold() in SPLIT_NAMES), None)
+
+
+def split_in_file_name(name: str) -> str | None:
+    """The part that a file is called after, such as "train" of instances_train2017.json; else its folder's."""
+    words = re.split(r"[^a-z]+", PurePosixPath(name).stem.casefold())
+    return next((word for word in words if word in SPLIT_NAMES), None) or split_in_path(name)
 
 
 class ImageIndex:

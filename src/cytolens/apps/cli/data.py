@@ -11,7 +11,7 @@ import typer
 from cytolens.apps.cli.console import BAD, DONE, Debug, Json, Where, answer, command, names, problem_lines
 from cytolens.problems import LabelError, SettingError
 
-_FORMATS = "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson"
+_FORMATS = "voc, yolo, coco, csv_boxes, image_folder, rle_csv, label_images, geojson, wbcatt"
 _Order = Annotated[
     Literal["row", "column"] | None,
     typer.Option(help="rle_csv: how pixels are numbered. Default at import: as the column is called; at export: row."),
