@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cytolens.bundle import Bundle, BundleInfo
 from cytolens.labels import LabelSet
-from cytolens.predict import ensemble
+from cytolens.predict import describe, ensemble
 from cytolens.prepare.synthetic import SyntheticField, SyntheticSettings, render_field
 from cytolens.tasks.classify import ClassifyInput, ClassifyOutput
 from cytolens.tasks.detect import DetectInput, DetectOutput
@@ -170,7 +170,8 @@ def both(folder: Path, detector: Bundle, classifier: Bundle, **info: Any) -> Bun
 
 def connect(patch: pytest.MonkeyPatch, **sessions: Any) -> None:
     """Let predictors find these sessions, by the name of the bundle, in place of ONNX Runtime's."""
-    patch.setattr(ensemble, "session", lambda bundle, device="cpu", threads=1: sessions[bundle.name])
+    for module in (ensemble, describe):
+        patch.setattr(module, "session", lambda bundle, device="cpu", threads=1: sessions[bundle.name])
 
 
 # -- rendered fields ------------------------------------------------------------------------------
