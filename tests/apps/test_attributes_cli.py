@@ -21,8 +21,9 @@ _SETTINGS = {
 
 
 def test_from_a_dataset_with_attributes_to_a_described_smear(tmp_path: Path) -> None:
-    mix = {"segmented neutrophil": 0.5, "lymphocyte": 0.5}
-    settings = SyntheticSettings(width_px=320, height_px=240, white_cells=(2, 3), mix=mix)
+    settings = SyntheticSettings(
+        width_px=320, height_px=240, white_cells=(2, 3), mix={"segmented neutrophil": 0.5, "lymphocyte": 0.5}
+    )
     write_synthetic(tmp_path / "data", 8, 5, settings, fields_per_slide=1)
     sets = [f"--set={name}={value}" for name, value in _SETTINGS.items()]
     run, packed, out = tmp_path / "run", tmp_path / "packed" / "smear", tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ ATTRI = LabelSet.shipped("leukemia_attri")
 SMEAR = LabelSet.of(["leukocyte", "neutrophil", "lymphocyte", "erythrocyte"])
 
 
-def cells(labels: LabelSet, names: list[str | None], refer: list[bool] | None = None) -> Cells:
+def cells(labels: LabelSet, names: Sequence[str | None], refer: list[bool] | None = None) -> Cells:
     return Cells.of(
         labels, image_id=["a"] * len(names), boxes=[[0, 0, 1, 1]] * len(names), label=names, source="x",
         refer=refer or False,

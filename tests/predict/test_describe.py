@@ -133,7 +133,7 @@ def test_blocks_keep_the_attributes_of_the_cells_they_keep() -> None:
 
 LABELS = LabelSet.of(["leukocyte", "neutrophil", "band neutrophil", "platelet"], (SIZE, TINT))
 KINDS = {"neutrophil": {"s.size": (0.9, 0.1), "s.tint": (0.98, 0.015, 0.005)}}
-OUTPUTS = dict.fromkeys(("s.size", "s.tint"), AttributeOutput(kinds=KINDS))
+OUTPUTS: dict[str, AttributeOutput] = dict.fromkeys(["s.size", "s.tint"], AttributeOutput(kinds=KINDS))
 
 
 def cells(rows: list[tuple]) -> Cells:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,14 +12,14 @@ from cytolens.labels import AttributeSchema, LabelSet, attribute_schema
 from cytolens.predict.sentences import PARTS, sentence, sentences
 
 WBCATT = attribute_schema("wbcatt")
-EOSINOPHIL = {
+EOSINOPHIL: dict[str, str | None] = {
     "cell_size": "big", "cell_shape": "round", "nucleus_shape": "segmented-bilobed", "nuclear_cytoplasmic_ratio": "low",
     "chromatin_density": "densely", "cytoplasm_vacuole": "no", "cytoplasm_texture": "clear",
     "cytoplasm_colour": "light blue", "granule_type": "round", "granule_colour": "red", "granularity": "yes",
 }  # fmt: skip
 
 
-def said(values: dict[str, str | None]) -> str:
+def said(values: Mapping[str, str | None]) -> str:
     return sentence({f"wbcatt.{name}": value for name, value in values.items()}, WBCATT)
 
 
