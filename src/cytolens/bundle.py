@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cytolens.labels import LabelSet
 from cytolens.problems import BundleError, LabelError, did_you_mean, listing, written
+from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyInput, ClassifyOutput
 from cytolens.tasks.detect import DetectInput, DetectOutput, Fusion
 
@@ -55,6 +56,9 @@ class BundleInfo(BaseModel):
     detect_output: DetectOutput | None = None
     classify_input: ClassifyInput | None = None
     classify_output: ClassifyOutput | None = None
+    attribute_output: AttributeOutput | None = Field(
+        default=None, description="classifiers whose network gives the labels' attributes, too: how they are read"
+    )
     field_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="measures of a field and the range they had in training"
     )
@@ -70,6 +74,9 @@ class BundleInfo(BaseModel):
     )
     fusion: Fusion | None = Field(default=None, description="pipeline with several detectors: how they are fused")
     name_these: list[str] = Field(default_factory=list, description="pipeline: labels that the classifier names")
+    describers: list[str] = Field(
+        default_factory=list, description="pipeline: members that give attributes of cells, and no names"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="settings, data fingerprints, seed, commit")
     scores: dict[str, Any] = Field(default_factory=dict, description="domain → figures with intervals")
     licence: str = ""

@@ -297,7 +297,7 @@ _REFUSED: list[tuple[list[str], str]] = [
     (["bundles", "show", "nothing"], 'no bundle "nothing".*Shipped: smear'),
     (["bundles", "verify", "smear", "{smears}"], "no bundle"),
     (["bundles", "export", "nothing", "--out", "o"], "no bundle"),
-    (["bundles", "pack", "smear", "smear", "smear", "--out", "o"], "takes one run, or a detector and a classifier"),
+    (["bundles", "pack", "smear", "smear", "smear", "--out", "o"], "a pipeline needs a detector and a classifier"),
     (["bundles", "pack", "smear-detector", "smear-detector", "--out", "o"], "needs a detector and a classifier"),
     (["bundles", "pack", "smear-detector", "--out", "o", "--scores", "bccd"], "takes DOMAIN=FILE"),
     (["bundles", "pack", "smear-detector", "--out", "o", "--card", "nowhere.md"], "nowhere.md: No such file"),

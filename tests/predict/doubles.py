@@ -17,9 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from cytolens.bundle import Bundle, BundleInfo
-from cytolens.labels import LabelSet
-from cytolens.predict import ensemble
+from cytolens.labels import AttributeSchema, LabelSet
+from cytolens.predict import describe, ensemble
 from cytolens.prepare.synthetic import SyntheticField, SyntheticSettings, render_field
+from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyInput, ClassifyOutput
 from cytolens.tasks.detect import DetectInput, DetectOutput
 
@@ -129,6 +130,20 @@ class FixedNames:
         return [logits, np.tile(np.array(self.embedding, np.float32), (len(pictures), 1))]
 
 
+class FixedLooks(FixedNames):
+    """A classifier's session that also gives attributes: the same logits (ΣV) for every picture."""
+
+    def __init__(self, shares: Sequence[float], looks: Sequence[float]) -> None:
+        super().__init__(shares)
+        self.looks = looks
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Pixels]) -> list[NDArray[np.float32]]:
+        """Logits, embedding, and the logits of the attributes."""
+        assert list(outputs) == ["logits", "embedding", "attributes"]
+        logits, embedding = super().run(outputs[:2], feeds)
+        return [logits, embedding, np.tile(np.array(self.looks, np.float32), (len(logits), 1))]
+
+
 # -- bundles without files ------------------------------------------------------------------------
 
 
@@ -159,6 +174,21 @@ def naming(folder: Path, *, names: Sequence[str] = NAMES, context: float = 1.25,
     return Bundle(folder, info, "ba9876543210", {})
 
 
+def describing(
+    folder: Path,
+    attributes: tuple[AttributeSchema, ...],
+    *,
+    names: Sequence[str] = NAMES,
+    bundle: str = "looks",
+    **output: Any,
+) -> Bundle:
+    """The bundle of a classifier that gives attributes, too."""
+    plain = naming(folder, names=names)
+    labels = LabelSet.of(names, attributes)
+    update = {"name": bundle, "labels": labels.to_dict(), "attribute_output": AttributeOutput(**output)}
+    return Bundle(folder, plain.info.model_copy(update=update), "cafe00000000", {})
+
+
 def both(folder: Path, detector: Bundle, classifier: Bundle, **info: Any) -> Bundle:
     """A pipeline of the two; the classifier names the leukocytes."""
     own = [name for name in detector.labels.names if classifier.labels.resolve(name) is None]
@@ -170,7 +200,8 @@ def both(folder: Path, detector: Bundle, classifier: Bundle, **info: Any) -> Bun
 
 def connect(patch: pytest.MonkeyPatch, **sessions: Any) -> None:
     """Let predictors find these sessions, by the name of the bundle, in place of ONNX Runtime's."""
-    patch.setattr(ensemble, "session", lambda bundle, device="cpu", threads=1: sessions[bundle.name])
+    for module in (ensemble, describe):
+        patch.setattr(module, "session", lambda bundle, device="cpu", threads=1: sessions[bundle.name])
 
 
 # -- rendered fields ------------------------------------------------------------------------------

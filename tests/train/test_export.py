@@ -96,3 +96,20 @@ def test_a_classifier_answers_as_before(norm: str, tmp_path: Path) -> None:
             assert got.shape == tuple(wanted.shape)
             assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1.0, float(wanted.abs().max()))
     assert logits.shape == (3, 5)
+
+
+def test_a_classifier_with_attributes_gives_them_in_a_third_table(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = catalog.classifier(
+        "test_efficientnet", classes=3, side_px=32, norm="batch", dropout=0.3, drop_path=0, attributes=(2, 4)
+    )
+    network = shaken(network, 3).eval()
+    export_classifier(network, tmp_path / "model.onnx", 32)
+    images = pictures(3, 32, 32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_outputs()] == ["logits", "embedding", "attributes"]
+    for got, wanted in zip(run(tmp_path / "model.onnx", images), expected, strict=True):
+        assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1.0, float(wanted.abs().max()))
+    assert expected[2].shape == (3, 6)

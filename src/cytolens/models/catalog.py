@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
@@ -27,12 +27,29 @@ def detector(name: str, classes: int) -> nn.Module:
     return DETECTORS[name](classes)
 
 
-def classifier(name: str, *, classes: int, side_px: int, norm: str, dropout: float, drop_path: float) -> nn.Module:
-    """A classifier with freshly drawn weights; `name` is timm's name of the backbone.
+def classifier(
+    name: str,
+    *,
+    classes: int,
+    side_px: int,
+    norm: str,
+    dropout: float,
+    drop_path: float,
+    attributes: Sequence[int] = (),
+) -> nn.Module:
+    """A classifier with freshly drawn weights; `name` is timm's name of the backbone, `attributes` as in `Classifier`.
 
     Raises:
         SettingError: timm has no such network.
     """
     from cytolens.models.classifier import Classifier
 
-    return Classifier(backbone=name, classes=classes, side_px=side_px, norm=norm, dropout=dropout, drop_path=drop_path)
+    return Classifier(
+        backbone=name,
+        classes=classes,
+        side_px=side_px,
+        norm=norm,
+        dropout=dropout,
+        drop_path=drop_path,
+        attributes=attributes,
+    )

@@ -1,14 +1,14 @@
-"""Classifiers: any timm backbone with a linear head.
+"""Classifiers: any timm backbone with a linear head, and another for attributes where they are asked for.
 
 Shapes: images are (B, 3, S, S) float, RGB, 0 … 255; the backbone's own mean and deviation are
 applied inside. The answer is logits (B, K) and the embedding (B, D) they are read from, which
-tells how far a cell lies from everything seen in training.
+tells how far a cell lies from everything seen in training; behind them come the logits of attributes (B, ΣV).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import timm
@@ -17,6 +17,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from cytolens.models.attributes import AttributeHeads
 from cytolens.problems import SettingError, did_you_mean
 
 
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
             hold no statistics of the training stain.
         dropout: share of the embedding dropped before the head.
         drop_path: share of residual branches dropped.
+        attributes: number of values of each attribute; none: cells are only named.
 
     Raises:
         SettingError: timm has no such network, or it cannot be built for this side or with these norms.
@@ -45,6 +47,7 @@ class Classifier(nn.Module):
         norm: str = "batch",
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        attributes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.backbone: Any = _backbone(backbone, side_px, drop_path)
@@ -62,11 +65,15 @@ class Classifier(nn.Module):
         # Some networks read their features through one more layer, whose width is another.
         width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.head = nn.Linear(width, classes)
+        self.attributes = AttributeHeads(width, attributes) if attributes else None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) → logits (B, K), embedding (B, D)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) → logits (B, K), embedding (B, D), and with attributes their logits (B, ΣV)."""
         embedding = self.backbone((images - self.mean) / self.deviation)
-        return self.head(self.dropout(embedding)), embedding
+        dropped = self.dropout(embedding)
+        if self.attributes is None:
+            return self.head(dropped), embedding
+        return self.head(dropped), embedding, self.attributes(dropped)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except for modules that are frozen: their norms keep their statistics."""

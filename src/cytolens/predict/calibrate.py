@@ -87,6 +87,22 @@ def sure_threshold(
     return 0.99
 
 
+def value_threshold(table: NDArray[np.floating], truth: NDArray[np.integer], most_wrong: float) -> float:
+    """The lowest probability, in hundredths, from which few of the values given are wrong; 0.99 where none is enough.
+
+    Args:
+        table: probabilities of an attribute's values, shape (N, V).
+        truth: index of the right one, shape (N,).
+        most_wrong: largest share of wrong ones among those given.
+    """
+    height, wrong = table.max(axis=1), table.argmax(axis=1) != truth
+    for threshold in (percent / 100 for percent in range(100)):
+        given = height >= threshold
+        if given.any() and wrong[given].mean() <= most_wrong:
+            return threshold
+    return 0.99
+
+
 def detection_thresholds(
     truth: Cells, found: Cells, image_ids: Sequence[str], iou_min: float = 0.5
 ) -> dict[str, float]:

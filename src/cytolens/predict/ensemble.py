@@ -6,6 +6,7 @@ With one member and one view nothing is added to what the member says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from cytolens.bundle import Bundle
 from cytolens.labels import LabelSet
 from cytolens.predict import tta
 from cytolens.predict.box_fusion import wbf
+from cytolens.predict.describe import asked, described_by
 from cytolens.predict.session import Classifier, Detector, session
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError, listing
@@ -89,6 +91,26 @@ class Finders:
         )
 
 
+def namers_of(bundle: Bundle) -> list[Bundle]:
+    """The members that name cells: classifiers, but for those that are only asked for attributes."""
+    return [one for one in bundle.members_of("classify") if one.name not in bundle.info.describers]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What classifiers say of N cells.
+
+    Attributes:
+        table: probabilities over the leaves, shape (N, K).
+        embedding: the first member's, shape (N, D).
+        attributes: column → probabilities over its values, shape (N, V).
+    """
+
+    table: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
 class Namers:
     """The classifiers of a bundle.
 
@@ -100,7 +122,7 @@ class Namers:
     """
 
     def __init__(self, bundle: Bundle, labels: LabelSet, choice: tta.Tta, device: str) -> None:
-        everyone = bundle.members_of("classify")
+        everyone = namers_of(bundle)
         whole = [one for one in everyone if bundle.info.task == "pipeline" and _of_images(one)]
         self.bundles = [one for one in everyone if one not in whole]
         if not self.bundles:
@@ -123,7 +145,7 @@ class Namers:
         self._leaves = len(labels.leaves)
         self._columns = [np.array([labels.leaves.index(leaf) for leaf in leaves], np.intp) for leaves in given]
         self._kept = [classify.kept_leaves(one.labels, output) for one, output in pairs]
-        self._classifiers = [Classifier(session(one, device)) for one in self.bundles]
+        self._classifiers = [asked(one, device) for one in self.bundles]
         self._weights = _weights(bundle, self.bundles)
         self._choice: tta.Tta = choice
         own = bundle.info.classify_output
@@ -133,29 +155,42 @@ class Namers:
     def shares(
         self, pixels: NDArray[np.uint8], boxes: NDArray[np.float32], field: FieldStain
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Probabilities over the leaves (N, K) of the cells at some boxes (N, 4), and the first member's embeddings.
+        """Probabilities over the leaves (N, K) of the cells at some boxes (N, 4), and the first member's embeddings;
+        as of `look`."""
+        said = self.look(pixels, boxes, field)
+        return said.table, said.embedding
+
+    def look(self, pixels: NDArray[np.uint8], boxes: NDArray[np.float32], field: FieldStain) -> Said:
+        """What is said of the cells at some boxes (N, 4) in a field.
 
         Members are blended by the weighted mean of their log-probabilities: with equal temperatures that is
-        the softmax of the mean of their logits.
+        the softmax of the mean of their logits. Attributes that several give are their weighted mean.
 
         Raises:
             BundleError: a classifier of whole images is asked about parts of one.
         """
         tables, first = [], None
-        members = zip(self.bundles, self._outputs, self._classifiers, self._columns, self._kept, strict=True)
-        for one, output, classifier, columns, kept in members:
+        described: dict[str, list[tuple[NDArray[np.float32], float]]] = {}
+        members = zip(
+            self.bundles, self._outputs, self._classifiers, self._columns, self._kept, self._weights, strict=True
+        )
+        for one, output, classifier, columns, kept, weight in members:
             if output.outputs == "sigmoid" and not _are_whole(boxes, pixels):
                 raise BundleError(f'the classifier "{one.name}" names whole images; give it no boxes inside them')
             shown = classify.pictures(pixels, boxes, one.info.classify_input or classify.ClassifyInput(), field)
             logits, embedding = classify.answers(classifier, shown, tta.count(self._choice, output.views))
             first = embedding if first is None else first
             table = np.zeros((len(boxes), self._leaves), np.float32)
-            table[:, columns] = classify.shares(logits, output, one.labels)[:, kept]
+            leaves = len(one.labels.leaves)
+            table[:, columns] = classify.shares(logits[:, :leaves], output, one.labels)[:, kept]
             tables.append(table)
+            for column, part in described_by(one, logits).items():
+                described.setdefault(column, []).append((part, weight))
         assert first is not None
+        means = {column: _mean(parts) for column, parts in described.items()}
         if len(tables) == 1 and self._temperature == 1:
-            return tables[0], first
-        return classify.blended(tables, self._weights, self._temperature), first
+            return Said(tables[0], first, means)
+        return Said(classify.blended(tables, self._weights, self._temperature), first, means)
 
     def with_image(self, table: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The probabilities (1, K) of an image's only cell, after the classifiers of whole images had their say."""
@@ -166,6 +201,11 @@ class Namers:
             columns = [self._labels.leaves.index(self._labels.require(leaf)) for leaf in one.labels.leaves]
             said[row, columns] = image_shares(one, pixels, classifier=classifier, choice=self._choice)
         return classify.with_image(table, said.mean(axis=0, keepdims=True), self._cell_share)
+
+
+def _mean(parts: Sequence[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
+    tables, weights = zip(*parts, strict=True)
+    return np.average(np.stack(tables), axis=0, weights=weights).astype(np.float32)
 
 
 def _of_images(bundle: Bundle) -> bool:

@@ -26,6 +26,7 @@ from cytolens.images import Images, find_images, load_image
 from cytolens.predict.pipeline import FieldCells, Predictor
 from cytolens.predict.tiles import Window, kept, touches_inner_border, windows
 from cytolens.problems import DatasetError, ImageError, Problem, Problems
+from cytolens.tasks.attributes import values_given
 
 _BLOCK_PX = 4096  # side of the regions in which a large tiled file is looked at
 Progress = Callable[[int, int], None]
@@ -333,7 +334,20 @@ def joined_blocks(parts: list[tuple[Window, FieldCells]], size_wh: tuple[int, in
         np.concatenate([cells.refer for _, cells in parts])[keep],
         tuple(dict.fromkeys(remark for _, cells in parts for remark in cells.remarks)),
         reasons,
+        _attributes_of([cells for _, cells in parts], keep),
     )
+
+
+def _attributes_of(parts: Sequence[FieldCells], keep: NDArray[np.intp] | None = None) -> dict[str, NDArray[np.float32]]:
+    """Column → probabilities of all cells, or of the rows to keep, shape (N, V); NaN where a part says nothing."""
+    widths = {column: table.shape[1] for cells in parts for column, table in cells.attributes.items()}
+    tables = {
+        column: np.concatenate(
+            [cells.attributes.get(column, np.full((len(cells.boxes), width), np.nan, np.float32)) for cells in parts]
+        )
+        for column, width in widths.items()
+    }
+    return tables if keep is None else {column: table[keep] for column, table in tables.items()}
 
 
 def assembled(predictor: Predictor, results: Sequence[ImageResult]) -> Prediction:
@@ -365,6 +379,12 @@ def _cells(predictor: Predictor, good: list[tuple[dict[str, Any], FieldCells]]) 
         return Cells.empty(labels)
     table = np.concatenate([cells.probabilities for _, cells in good])
     counts = [len(cells.boxes) for _, cells in good]
+    described = _attributes_of([cells for _, cells in good])
+    attributes: dict[str, Any] = {f"{column}_probabilities": table for column, table in described.items()}
+    for attribute in labels.attributes:
+        if (one := described.get(attribute.column)) is not None:
+            output = predictor.attribute_outputs[attribute.column]
+            attributes[attribute.column] = values_given(one, attribute, output)
     return Cells.of(
         labels,
         image_id=_repeated([row["image_id"] for row, _ in good], counts),
@@ -375,6 +395,7 @@ def _cells(predictor: Predictor, good: list[tuple[dict[str, Any], FieldCells]]) 
         score=np.concatenate([cells.scores for _, cells in good]),
         probabilities=np.nan_to_num(table),
         known=~np.isnan(table).any(axis=1),
+        attributes=attributes,
         counted=np.concatenate([cells.counted for _, cells in good]),
         refer=np.concatenate([cells.refer for _, cells in good]),
     )

@@ -21,8 +21,10 @@ from cytolens.cells import BOX_COLUMNS, Cells
 from cytolens.dataset import Dataset
 from cytolens.formats.regions import open_regions
 from cytolens.images import Images, load_image
+from cytolens.predict.blasts import BlastSettings, blasts
 from cytolens.predict.differential import differential
 from cytolens.predict.fields import Prediction
+from cytolens.predict.sentences import sentences
 from cytolens.problems import ImageError, SettingError, did_you_mean, written
 
 FORMATS = ("cells", "csv", "coco", "geojson", "overlay", "report")
@@ -86,6 +88,7 @@ def write_outputs(
         action()
         timings[f"{name}_s"] = time.perf_counter() - started
 
+    line = getattr(settings, "blasts", None) or BlastSettings()
     table = differential(prediction.cells, prediction.images)
     timed("cells", lambda: _write_tables(prediction, folder))
     if "csv" in formats:
@@ -95,14 +98,17 @@ def write_outputs(
     if "report" in formats and bundle is not None:
         from cytolens.predict.report import write_report
 
-        timed("report", lambda: write_report(prediction, bundle, table, folder / "report.html"))
+        timed("report", lambda: write_report(prediction, bundle, table, folder / "report.html", line))
     lost: list[str] = []
     if "coco" in formats:
         timed("coco", lambda: lost.extend(_write_coco(prediction, folder)))
     if "geojson" in formats:
         timed("geojson", lambda: _write_geojson(prediction, folder))
     summary = (
-        _summary(prediction, bundle, settings, table, formats, timings) | {"coco_leaves_out": lost} | dict(more or {})
+        _summary(prediction, bundle, settings, table, formats, timings)
+        | {"blasts": _blasts(prediction.cells, line)}
+        | {"coco_leaves_out": lost}
+        | dict(more or {})
     )
     _remove_stale(folder, earlier, formats, prediction)
     with written(folder / "run.json") as part:
@@ -140,11 +146,13 @@ def _write_tables(prediction: Prediction, folder: Path) -> None:
 
 
 def flat(cells: Cells) -> pl.DataFrame:
-    """The cells as a flat table for spreadsheets: one column per probability, masks left out."""
+    """The cells as a flat table for spreadsheets: one column per probability, attributes and a sentence
+    made of them, masks left out."""
     frame = cells.frame
     leaves = cells.labels.leaves
     probabilities = [pl.col("probabilities").arr.get(i).round(4).alias(f"p({leaf})") for i, leaf in enumerate(leaves)]
     attributes = [a.column for a in cells.labels.attributes]
+    described = [pl.Series("description", sentences(cells), pl.String)] if attributes else []
     return frame.select(
         "cell_id",
         "image_id",
@@ -154,6 +162,7 @@ def flat(cells: Cells) -> pl.DataFrame:
         "counted",
         "refer",
         *attributes,
+        *described,
         *probabilities,
         "source",
     )
@@ -235,6 +244,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _blasts(cells: Cells, settings: BlastSettings) -> dict[str, Any] | None:
+    found = blasts(cells, settings)
+    if found is None:
+        return None
+    return {
+        "count": found.count,
+        "leukocytes": found.total,
+        "percent": found.percent,
+        "percent_interval": list(found.interval),
+        "line_percent": found.line,
+        "verdict": found.verdict,
+    }
 
 
 def _summary(

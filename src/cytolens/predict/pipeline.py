@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from cytolens.bundle import Bundle
 from cytolens.images import MAX_PIXELS
 from cytolens.labels import LabelSet
-from cytolens.predict.ensemble import Finders, Namers, given_labels
+from cytolens.predict.blasts import BlastSettings, blast_labels
+from cytolens.predict.describe import Describers, attribute_outputs
+from cytolens.predict.ensemble import Finders, Namers, given_labels, namers_of
 from cytolens.predict.familiarity import FILE, Familiarity, field_measures, outside
 from cytolens.predict.tiles import RED_CELL_UM, joined, red_cell_size, sampled, tile_from_ruler, windows
 from cytolens.predict.tta import Tta
@@ -19,6 +21,7 @@ from cytolens.prepare import stain
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError
 from cytolens.tasks import classify
+from cytolens.tasks.attributes import describable
 from cytolens.tasks.detect import Findings
 
 
@@ -34,6 +37,7 @@ class PredictSettings(BaseModel):
     max_pixels: int = Field(default=MAX_PIXELS, gt=0, description="larger plain images are refused")
     jobs: int = Field(default=0, ge=0, description="images at a time; 0: one per core")
     device: str = Field(default="cpu", description="cpu, cuda or openvino")
+    blasts: BlastSettings = BlastSettings()
     tta: Tta = Field(default="bundle", description="views of each picture: none, flip, flips or all")
 
 
@@ -49,6 +53,7 @@ class FieldCells:
         counted, refer: shape (N,), bool.
         remarks: sentences about the field as a whole, for the report.
         reasons: why cells were referred: reason → which cells, shape (N,).
+        attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
     """
 
     boxes: NDArray[np.float32]
@@ -59,6 +64,7 @@ class FieldCells:
     refer: NDArray[np.bool_]
     remarks: tuple[str, ...] = ()
     reasons: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Predictor:
@@ -73,12 +79,15 @@ class Predictor:
         self.bundle, self.settings = bundle, settings or PredictSettings()
         settings = self.settings
         self.labels: LabelSet = given_labels(bundle)
-        detecting, naming = bundle.member("detect"), bundle.member("classify")
+        blast_labels(self.labels, settings.blasts)  # a wrong name is better known before the work than after
+        detecting, naming = bundle.member("detect"), next(iter(namers_of(bundle)), None)
         if detecting is None and naming is None:
             raise BundleError(f'the bundle "{bundle.name}" has neither a detector nor a classifier')
         self._detecting = detecting
         self._finders = None if detecting is None else Finders(bundle, settings.tta, settings.device)
         self._namers = None if naming is None else Namers(bundle, self.labels, settings.tta, settings.device)
+        self._describers = Describers(bundle, settings.tta, settings.device)
+        self.attribute_outputs = attribute_outputs(bundle)
         self._familiarity = None
         if naming is not None and (file := naming.file(FILE)) is not None:
             self._familiarity = Familiarity.from_bytes(file.read_bytes())
@@ -213,9 +222,12 @@ class Predictor:
         table = np.full((len(boxes), len(self.labels.leaves)), np.nan, np.float32)
         reasons: dict[str, NDArray[np.bool_]] = {}
         rows = np.flatnonzero(asked)
+        described: dict[str, NDArray[np.float32]] = {}
         if self._namers is not None and len(rows):
             output = self._namers.output
-            table[rows], embedding = self._namers.shares(pixels, boxes[rows], field)
+            said = self._namers.look(pixels, boxes[rows], field)
+            table[rows], embedding = said.table, said.embedding
+            described = said.attributes | self._describers.look(pixels, boxes[rows], field)
             if counted.sum() == 1 and len(rows) == 1:
                 table[rows] = self._namers.with_image(table[rows], pixels)
             weights = classify.prior_weights(output.prior, self.labels)
@@ -234,4 +246,20 @@ class Predictor:
             reasons["unlike training fields"] = asked
         refer = np.logical_or.reduce([np.zeros(len(boxes), bool), *reasons.values()])
         reasons = {reason: which for reason, which in reasons.items() if which.any()}
-        return FieldCells(boxes, names, scores, table, counted, refer, remarks, reasons)
+        told = self._told(described, rows, names)
+        return FieldCells(boxes, names, scores, table, counted, refer, remarks, reasons, told)
+
+    def _told(
+        self, described: dict[str, NDArray[np.float32]], rows: NDArray[np.intp], names: list[str | None]
+    ) -> dict[str, NDArray[np.float32]]:
+        """What is said of some rows as columns of all N cells; NaN for cells of kinds that nobody described."""
+        told = {}
+        for attribute in self.labels.attributes:
+            part = described.get(attribute.column)
+            if part is None:
+                continue
+            full = np.full((len(names), len(attribute.values)), np.nan, np.float32)
+            fits = describable([names[row] for row in rows], self.labels, self.attribute_outputs[attribute.column])
+            full[rows[fits]] = part[fits]
+            told[attribute.column] = full
+        return told

@@ -13,9 +13,13 @@ from cytolens.bundle import Bundle
 from cytolens.cells import Cells
 from cytolens.evaluate.page import Page, Picture, Tile
 from cytolens.evaluate.pictures import ImageFiles, crop, jpeg
+from cytolens.labels import LabelSet
+from cytolens.predict.blasts import BlastSettings
 from cytolens.predict.differential import ALL
 from cytolens.predict.fields import Prediction
 from cytolens.predict.overlays import colour, overlay
+from cytolens.predict.report_attributes import attribute_sections, blast_section
+from cytolens.predict.sentences import sentence
 
 _FIELDS_SHOWN = 24
 _CELLS_PER_LABEL = 8
@@ -29,7 +33,13 @@ ABOUT_INTERVALS = (
 )
 
 
-def write_report(prediction: Prediction, bundle: Bundle, table: pl.DataFrame, path: Path) -> None:
+def write_report(
+    prediction: Prediction,
+    bundle: Bundle,
+    table: pl.DataFrame,
+    path: Path,
+    blasts: BlastSettings | None = None,
+) -> None:
     """Write the page as one self-contained file.
 
     Args:
@@ -37,6 +47,7 @@ def write_report(prediction: Prediction, bundle: Bundle, table: pl.DataFrame, pa
         bundle: by which model.
         table: the differential of the prediction.
         path: where the page goes.
+        blasts: what counts as one; None: the defaults.
     """
     total = table.filter(pl.col("image_id") == ALL)
     files = ImageFiles(prediction.images)
@@ -55,6 +66,7 @@ def write_report(prediction: Prediction, bundle: Bundle, table: pl.DataFrame, pa
             [_differential_row(row) for row in leukocytes.iter_rows(named=True)],
         )
         page = page.notes([ABOUT_INTERVALS])
+    page = blast_section(page, prediction.cells, blasts or BlastSettings())
     others = total.filter((pl.col("part") != "leukocytes") & (pl.col("count") > 0) & (pl.col("depth") == 0))
     if len(others):
         page = page.section("Other cells").table(
@@ -62,6 +74,9 @@ def write_report(prediction: Prediction, bundle: Bundle, table: pl.DataFrame, pa
             [[row["label"], row["count"], row["per_100_leukocytes"]] for row in others.iter_rows(named=True)],
         )
     page = _galleries(page, prediction, files)
+    page = attribute_sections(
+        page, prediction.cells, bundle, lambda row: _portrait(row, files, prediction.cells.labels)
+    )
     page = _fields(page, prediction, files)
     page = _per_image(page, table, prediction)
     page = _about(page, bundle)
@@ -144,13 +159,13 @@ def _galleries(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
         for name in [n for n in nucleated if n in set(named["label"].cast(pl.String).to_list())]:
             sure = pl.col("probabilities").arr.max().fill_null(0)
             rows = named.filter(pl.col("label") == name).sort(sure, descending=True).head(_CELLS_PER_LABEL)
-            page = page.text(name).grid([_portrait(row, files, labels.leaves) for row in rows.iter_rows(named=True)])
+            page = page.text(name).grid([_portrait(row, files, labels) for row in rows.iter_rows(named=True)])
     referred = counted.filter("refer")
     if len(referred):
         text = "The model is not sure of these, or has seen nothing like them. Their names are guesses."
         page = page.section("Referred cells", text)
         rows = referred.head(_REFERRED_SHOWN)
-        page = page.grid([_portrait(row, files, labels.leaves) for row in rows.iter_rows(named=True)])
+        page = page.grid([_portrait(row, files, labels) for row in rows.iter_rows(named=True)])
         if len(referred) > _REFERRED_SHOWN:
             page = page.notes(
                 [f"{_REFERRED_SHOWN} of {len(referred)} shown; all stand in cells.csv with refer = true."]
@@ -158,16 +173,17 @@ def _galleries(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
     return page
 
 
-def _portrait(row: dict[str, Any], files: ImageFiles, leaves: tuple[str, ...]) -> Picture:
-    """One cell's picture with its name and the two most probable kinds."""
+def _portrait(row: dict[str, Any], files: ImageFiles, labels: LabelSet) -> Picture:
+    """One cell's picture with its name, the two most probable kinds, and what it looks like."""
     pixels = files.read(row["image_id"])
     corners = [row["x_min"], row["y_min"], row["x_max"], row["y_max"]]
     data = None if isinstance(pixels, str) else crop(pixels, corners, 132)
     probable = ""
     if row["probabilities"] is not None:
-        best = sorted(zip(row["probabilities"], leaves, strict=True), reverse=True)[:2]
+        best = sorted(zip(row["probabilities"], labels.leaves, strict=True), reverse=True)[:2]
         probable = ", ".join(f"{leaf} {100 * share:.0f} %" for share, leaf in best if share >= 0.01)
-    return Picture(data, row["label"] or "not named", probable)
+    looks = sentence({a.column: row[a.column] for a in labels.attributes}, labels.attributes)
+    return Picture(data, row["label"] or "not named", "; ".join(text for text in (probable, looks) if text))
 
 
 def _fields(page: Page, prediction: Prediction, files: ImageFiles) -> Page:

@@ -60,11 +60,21 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A classifier's session."""
+    """A classifier's session.
+
+    Attributes:
+        session: of its network.
+        describes: whether the logits of attributes are wanted, too.
+    """
 
     session: Any
+    describes: bool = False
 
     def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Pictures (B, S, S, 3) → logits (B, K), embedding (B, D)."""
-        logits, embedding = self.session.run(["logits", "embedding"], {"images": pictures})
-        return logits, embedding
+        """Pictures (B, S, S, 3) → logits (B, K), embedding (B, D).
+
+        Behind the logits of the names stand those of the attributes where they are wanted: (B, K + ΣV).
+        """
+        outputs = ["logits", "embedding", *(["attributes"] if self.describes else [])]
+        logits, embedding, *more = self.session.run(outputs, {"images": pictures})
+        return (np.concatenate([logits, *more], axis=1) if more else logits), embedding

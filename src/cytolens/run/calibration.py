@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolens.labels import LabelSet
-from cytolens.predict.calibrate import binary_temperature, distance_limit, sure_threshold, temperature
+from cytolens.predict.calibrate import (
+    binary_temperature,
+    distance_limit,
+    sure_threshold,
+    temperature,
+    value_threshold,
+)
 from cytolens.predict.familiarity import Familiarity, learn
 from cytolens.predict.session import Classifier
-from cytolens.tasks import classify
+from cytolens.tasks import attributes, classify
+from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyOutput
 
 
@@ -25,6 +32,8 @@ class Answers:
         logits: shape (N, K).
         embeddings: shape (N, D).
         known: allowed leaves (N, K) bool, or presence (N, K) int8, as the training was given them.
+
+    With attributes both tables are wider, until `of_names` and `of_values` part them.
     """
 
     logits: NDArray[np.float32]
@@ -44,11 +53,55 @@ def answers(classifier: Classifier, batches: Iterable[Any], views: int) -> Answe
     return Answers(np.concatenate(logits), np.concatenate(embeddings), np.concatenate(known))
 
 
+def of_names(given: Answers, labels: LabelSet) -> Answers:
+    """The part of the answers that is about names, of the cells that have one."""
+    leaves = len(labels.leaves)
+    if given.known.shape[1] == leaves:
+        return given
+    allowed = given.known[:, :leaves] == 1
+    named = allowed.any(axis=1)
+    return Answers(given.logits[named, :leaves], given.embeddings[named], allowed[named])
+
+
+def of_values(given: Answers, labels: LabelSet) -> Answers:
+    """The part of the answers that is about attributes: logits (N, ΣV), and the values' indices or −1 (N, A)."""
+    leaves = len(labels.leaves)
+    return replace(given, logits=given.logits[:, leaves:], known=given.known[:, leaves:])
+
+
+def calibrated_values(
+    output: AttributeOutput, tuned: Answers, labels: LabelSet, most_wrong: float | None
+) -> AttributeOutput:
+    """The output with the temperature of each attribute, and from when on a value is sure.
+
+    Args:
+        output: with `outputs` set.
+        tuned: the tuning part's answers, as of `of_values`.
+        labels: with the attributes.
+        most_wrong: largest share of wrong values among those given; None: a value is always given.
+    """
+    warmth, sure = {}, {}
+    parts = attributes.parted(tuned.logits, labels.attributes)
+    for (column, part), truth in zip(parts.items(), tuned.known.T, strict=True):
+        there = truth != attributes.UNKNOWN
+        if not there.any():
+            continue
+        right = np.eye(part.shape[1], dtype=bool)[truth[there]]
+        learn = temperature if output.outputs == "softmax" else binary_temperature
+        warmth[column] = round(learn(part[there], right), 4)
+        if most_wrong is not None:
+            table = attributes.shares(part[there], column, output.model_copy(update={"temperature": warmth}))
+            sure[column] = value_threshold(table, truth[there], most_wrong)
+    return output.model_copy(update={"temperature": warmth, "sure": sure})
+
+
 def calibrated(output: ClassifyOutput, tuned: Answers, labels: LabelSet) -> ClassifyOutput:
     """The output with temperature and threshold learnt from the tuning part's answers.
 
-    Where no cell there has a name that is given, `sure` stays as it is.
+    Where no cell there has a name that is given, `sure` stays as it is; where none has a name, so does all.
     """
+    if not len(tuned.known):
+        return output
     if output.outputs == "sigmoid":
         warmth, truth = binary_temperature(tuned.logits, tuned.known), _one_name_each(tuned.known, labels)
     else:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cytolens.bundle import Bundle, BundleInfo, copy, rewrite
 from cytolens.bundle import write as write_bundle
-from cytolens.labels import LabelSet
+from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.predict.ensemble import given_labels
 from cytolens.predict.exam import make_exam
-from cytolens.problems import BundleError, SettingError
+from cytolens.problems import BundleError, SettingError, listing
 from cytolens.settings import checked
 from cytolens.tasks.classify import ClassifyOutput
 from cytolens.tasks.detect import DetectOutput, Fusion
@@ -19,6 +20,12 @@ from cytolens.tasks.detect import DetectOutput, Fusion
 _HEADLINES = {
     "detection": ("map50", "map50_95", "precision", "recall", "f1"),
     "classification": ("accuracy", "macro_f1", "balanced_accuracy", "accuracy_accepted", "coverage", "ece"),
+    "attributes": ("mean_macro_f1", "mean_accuracy", "mean_gain_macro_f1", "exact_match", "mean_coverage"),
+}
+_COLUMNS = {
+    "detection": ("ap50", "recall", "truth"),
+    "classification": ("precision", "recall", "f1", "support"),
+    "attributes": ("macro_f1", "accuracy", "kappa", "gain_macro_f1"),
 }
 
 
@@ -68,32 +75,34 @@ def pack_pipeline(
     """A pipeline of a detector and a classifier. Members are copied beside it, if they are not there.
 
     Its labels are those of the two: what the detector tells apart, with the classifier's names under
-    the label that it refines.
+    the label that it refines. Of several classifiers the first that gives no attributes (or the first) names the
+    cells; the others are asked for their attributes only.
 
     Raises:
-        BundleError: the two are not a detector and a classifier, or there is no place for one of them.
-        SettingError: `name_these` names a label that the detector does not find, or two of the three
+        BundleError: they are not one detector and classifiers, a second classifier gives no attributes or some
+            that another gives, or there is no place for one of them.
+        SettingError: `name_these` names a label that the detector does not find, or two of the
             bundles have the same name.
     """
     loaded = [Bundle.load(member) for member in members]
-    by_task = {bundle.info.task: bundle for bundle in loaded}
-    if set(by_task) != {"detect", "classify"}:
-        raise BundleError(f"a pipeline needs a detector and a classifier; got {[b.info.task for b in loaded]}")
-    detector, classifier = by_task["detect"], by_task["classify"]
+    detector, classifier, describers = _parts_of(loaded)
     given = given_labels(classifier)
     own = [name for name in detector.labels.names if given.resolve(name) is None]
     labels = LabelSet.of([*given.names, *own])
     if not set(given.leaves) <= set(labels.leaves):  # kinds that exclude each other there are kinds of each other here
         labels = given.joined(detector.labels)
+    labels = replace(labels, attributes=_attributes_of([classifier, *describers]))
     wrong = [label for label in name_these if detector.labels.resolve(label) is None]
     if wrong:
         raise SettingError(f"the detector does not find {wrong}; it finds {list(detector.labels.names)}")
-    if len({out.resolve().name, detector.name, classifier.name}) < 3:
+    parts = (detector, classifier, *describers)
+    if len(taken := [out.resolve().name, *(bundle.name for bundle in parts)]) > len(set(taken)):
+        quoted = [f'"{one}"' for one in taken]
         raise SettingError(
-            f'the pipeline stands beside its members, so all need other names; got "{out.resolve().name}", '
-            f'"{detector.name}" and "{classifier.name}". Choose another --out, or pack a member under another --name'
+            f"the pipeline stands beside its members, so all need other names; got {', '.join(quoted[:-1])} and "
+            f"{quoted[-1]}. Choose another --out, or pack a member under another --name"
         )
-    placed = [_beside(bundle, out) for bundle in (detector, classifier)]
+    placed = [_beside(bundle, out) for bundle in parts]
     info = BundleInfo(
         name=name,
         task="pipeline",
@@ -101,6 +110,7 @@ def pack_pipeline(
         labels=labels.to_dict(),
         members={bundle.folder.name: bundle.hash for bundle in placed},
         name_these=[labels.require(label) for label in name_these],
+        describers=[bundle.name for bundle in describers],
         field_ranges=detector.info.field_ranges,
         scores=_kept(scores),
         licence=licence or "; ".join(dict.fromkeys(b.info.licence for b in placed if b.info.licence)),
@@ -108,6 +118,31 @@ def pack_pipeline(
     )
     bundle = make_exam(write_bundle(out, info, {}))
     return rewrite(bundle, bundle.info, {"card.md": card_text(info, labels, card).encode()})
+
+
+def _parts_of(loaded: Sequence[Bundle]) -> tuple[Bundle, Bundle, list[Bundle]]:
+    """The detector, the classifier that names, and those that only describe."""
+    finding = [bundle for bundle in loaded if bundle.info.task == "detect"]
+    telling = [bundle for bundle in loaded if bundle.info.task == "classify"]
+    if len(finding) != 1 or not telling or len(finding) + len(telling) < len(loaded):
+        raise BundleError(f"a pipeline needs a detector and a classifier; got {[b.info.task for b in loaded]}")
+    classifier = next((bundle for bundle in telling if bundle.info.attribute_output is None), telling[0])
+    others = [bundle for bundle in telling if bundle is not classifier]
+    if plain := [bundle.name for bundle in others if bundle.info.attribute_output is None]:
+        raise BundleError(
+            f'cells are named by "{classifier.name}" already, and {listing(plain)} gives no attributes; '
+            "several classifiers are blended by the step ensemble of a recipe"
+        )
+    return finding[0], classifier, others
+
+
+def _attributes_of(bundles: Sequence[Bundle]) -> tuple[AttributeSchema, ...]:
+    """The attributes that classifiers give; each may be given by one."""
+    given = [a for bundle in bundles if bundle.info.attribute_output is not None for a in bundle.labels.attributes]
+    columns = [attribute.column for attribute in given]
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise BundleError(f"given by two members: {listing(twice)}; a pipeline asks one for each attribute")
+    return tuple(given)
 
 
 def pack_ensemble(
@@ -223,7 +258,20 @@ def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in figures.items()
             if key.removesuffix("_interval") in wanted and value is not None
         }
+        if figures["task"] == "attributes":
+            kept[domain] |= {"per_attribute": _columns_of(figures["per_attribute"])}
     return kept
+
+
+def _columns_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of each attribute that the card shows, with intervals."""
+    wanted = _COLUMNS["attributes"]
+    return {
+        name: {
+            key: value for key, value in row.items() if key.removesuffix("_interval") in wanted and value is not None
+        }
+        for name, row in table.items()
+    }
 
 
 def card_text(info: BundleInfo, labels: LabelSet, purpose: str) -> str:
@@ -267,11 +315,9 @@ def _score_lines(figures: Mapping[str, Any]) -> list[str]:
     headlines = [n for n in _HEADLINES[figures["task"]] if n in figures]
     lines = ["| figure | value |", "|---|---|"]
     lines += [f"| {name} | {_with_interval(figures, name)} |" for name in headlines]
-    columns = (
-        ("ap50", "recall", "truth") if figures["task"] == "detection" else ("precision", "recall", "f1", "support")
-    )
-    lines += ["", f"| label | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for label, row in figures.get("per_label", {}).items():
+    columns, of = _COLUMNS[figures["task"]], "attribute" if figures["task"] == "attributes" else "label"
+    lines += ["", f"| {of} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for label, row in figures.get(f"per_{of}", {}).items():
         lines.append(f"| {label} | {' | '.join(_with_interval(row, column) for column in columns)} |")
     return lines
 

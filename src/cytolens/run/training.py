@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cytolens.bundle import write as write_bundle
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset, merge
 from cytolens.images import Images
+from cytolens.labels import LabelSet
 from cytolens.models.checkpoint import load_matching
 from cytolens.models.public_weights import WEIGHTS, starting_weights
 from cytolens.predict.calibrate import detection_thresholds, field_ranges
@@ -27,10 +28,11 @@ from cytolens.predict.session import Classifier, session
 from cytolens.prepare import stain
 from cytolens.prepare.crops import relocated
 from cytolens.problems import BundleError, DatasetError, Problems, SettingError, listing
-from cytolens.run.calibration import answers, calibrated, familiarity
+from cytolens.run.calibration import answers, calibrated, calibrated_values, familiarity, of_names, of_values
 from cytolens.settings import checked, overlaid, read_recipe, with_overrides
-from cytolens.tasks import classify
-from cytolens.train import classification, detection, multilabel
+from cytolens.tasks import attributes, classify
+from cytolens.tasks.attributes import AttributeOutput
+from cytolens.train import classification, description, detection, multilabel
 from cytolens.train.background_squares import BackgroundSquares
 from cytolens.train.batches import Samples, readable, tuning_part
 from cytolens.train.export import export_classifier, export_detector
@@ -95,7 +97,7 @@ def prepared(datasets: Sequence[Dataset], settings: Any, boxes: Cells | None, no
         LabelError: a detector's labels have no counterpart for a label present; or there are no labels.
         DatasetError: two datasets have the same name, or `boxes` is about none of them.
     """
-    labels = detection.label_set(datasets[0], settings.labels)
+    labels = labels_to_learn(datasets, settings)
     if boxes is not None:
         looked_at = set(boxes.frame["image_id"])
         about = [bool(looked_at & set(dataset.images.ids)) for dataset in datasets]
@@ -113,6 +115,19 @@ def prepared(datasets: Sequence[Dataset], settings: Any, boxes: Cells | None, no
                 notify(f"{dataset.name}: so are {len(gone)} whole images that hold them")
         spoken.append(one)
     return spoken[0] if len(spoken) == 1 else merge(spoken, "+".join(d.name for d in spoken), labels)
+
+
+def labels_to_learn(datasets: Sequence[Dataset], settings: Any) -> LabelSet:
+    """The labels of the settings, or else of the first dataset; for a classifier with the attributes to learn.
+
+    Raises:
+        LabelError: there are no labels, or no dataset has an attribute that is named.
+    """
+    labels = detection.label_set(datasets[0], settings.labels)
+    if settings.task != "classify":
+        return labels
+    there = {a.column: a for dataset in datasets for a in dataset.labels.attributes}
+    return replace(labels, attributes=attributes.chosen(there.values(), settings.attributes))
 
 
 def train(
@@ -148,7 +163,7 @@ def train(
         dataset = dataset.part(settings.split)
     if settings.fold is not None:
         dataset = without_fold(dataset, settings.fold)
-    dataset = dataset.relabel(detection.label_set(dataset, settings.labels))
+    dataset = dataset.relabel(labels_to_learn([dataset], settings))
     kept = tuning_part(dataset.images.frame, settings.tuning_share, settings.seed)
     learning = dataset.of_images(Images(dataset.images.frame.filter(~kept)))
     tuning = dataset.of_images(Images(dataset.images.frame.filter(kept)))
@@ -240,7 +255,9 @@ def _classify_plan(settings: Any, learning: Dataset, tuning: Dataset, problems: 
         )
     samples, weights = classification.training_samples(store, settings, squares)
     return Plan(
-        module=classification.ClassifyModule(settings, learning.labels),
+        module=description.DescribeModule(settings, learning.labels, store.known)
+        if settings.attributes
+        else classification.ClassifyModule(settings, learning.labels),
         samples=samples,
         weights=weights,
         collate=classification.collate,
@@ -341,11 +358,19 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
     info = _info(settings, learning, run, classify_input=settings.input, classify_output=output)
     info = info.model_copy(update={"architecture": {"model": settings.model, "norm": settings.norm}})
     bundle = write_bundle(run / "bundle", info, _files(run))
-    classifier = Classifier(session(bundle, threads=torch.get_num_threads()))
+    classifier = Classifier(session(bundle, threads=torch.get_num_threads()), describes=bool(settings.attributes))
     batches = multilabel.tuning_batches if settings.target == "image" else classification.tuning_batches
     learnt, tuned = (
         answers(classifier, batches(part, settings, Problems()), output.views) for part in (learning, tuning)
     )
+    if settings.attributes:
+        spoken = AttributeOutput(
+            outputs="sigmoid" if settings.attribute_loss == "asymmetric" else "softmax",
+            kinds=attributes.shares_by_kind(learning.cells),
+        )
+        told = calibrated_values(spoken, of_values(tuned, learning.labels), learning.labels, settings.attribute_wrong)
+        info = info.model_copy(update={"attribute_output": told})
+        learnt, tuned = of_names(learnt, learning.labels), of_names(tuned, learning.labels)
     info = info.model_copy(update={"classify_output": calibrated(output, tuned, learning.labels)})
     familiar = familiarity(output, learnt, tuned, learning.labels)
     return rewrite(bundle, info, {} if familiar is None else {FILE: familiar.to_bytes()})

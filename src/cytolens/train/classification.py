@@ -21,7 +21,8 @@ from cytolens.prepare import stain
 from cytolens.prepare.balance import repeats
 from cytolens.prepare.crops import region
 from cytolens.problems import LabelError, Problems
-from cytolens.tasks.classify import pictures, targets
+from cytolens.tasks import attributes
+from cytolens.tasks.classify import pictures
 from cytolens.train.augment_crop import varied
 from cytolens.train.background_squares import STORE, BackgroundSquares
 from cytolens.train.batches import Samples, readable
@@ -37,6 +38,8 @@ class StoredCells:
 
     Attributes:
         pixels: uint8 RGB, shape (N, side, side, 3).
+        names: the label of each cell (N), "" where it has none.
+        known: what is known of each cell, as of `attributes.known`, shape (N, K + A).
         allowed: which leaves each cell's label allows, shape (N, K).
         whole_zoom: zoom, relative to the crop's, at which the whole image is seen, shape (N,).
         side_px: side of the stored pictures.
@@ -45,39 +48,42 @@ class StoredCells:
     def __init__(self, dataset: Dataset, settings: ClassifyTraining, problems: Problems) -> None:
         self.side_px = round(settings.input.side_px * STORE / 32) * 32
         rows = dataset.images.rows()
-        by_image = dict(dataset.cells.filter(dataset.cells.frame["label"].is_not_null().to_numpy()).by_image())
+        by_image = dict(dataset.cells.filter(attributes.told(dataset.cells)).by_image())
         rows = [row for row in rows if row["image_id"] in by_image]
-        stored, names, zooms = [], [], []
+        stored, names, known, zooms = [], [], [], []
         for position, pixels in readable([row["path"] for row in rows], problems):
             cells = by_image[rows[position]["image_id"]]
             size_wh = (pixels.shape[1], pixels.shape[0])
             lookup = stain.table(stain.measure(pixels), settings.input.stain)
-            for cell, name in zip(cells.boxes(), cells.label_names(), strict=True):
+            told = zip(cells.boxes(), cells.label_names(), attributes.known(cells), strict=True)
+            for cell, name, row in told:
                 if not box.valid(cell, *size_wh)[0]:
                     continue
                 cut = region(cell, size_wh, settings.input)
                 around = box.from_centre_size(box.to_centre_size(cut) * [1, 1, STORE, STORE])[0]
                 stored.append(stain.normalise(crop(size_wh, around, self.side_px).pixels(pixels), lookup))
-                names.append(str(name))
+                names.append(name or "")
+                known.append(row)
                 zooms.append(box.sizes_wh(cut).max() / max(size_wh))
         if not stored:
             raise LabelError("no cell of the dataset has both a name and a box; there is nothing to learn from")
         self.pixels = np.stack(stored)
         self.names = names
-        self.allowed = targets(names, dataset.labels)
+        self.known = np.stack(known)
+        self.allowed = self.known[:, : len(dataset.labels.leaves)] == 1
         self.whole_zoom = np.array(zooms, np.float32)
 
 
 def sample_maker(store: StoredCells, settings: ClassifyTraining) -> Make:
-    """The function that makes the training sample of one ticket: a crop and its allowed leaves."""
+    """The function that makes the training sample of one ticket: a crop and what is known of it (K + A)."""
     side_px = settings.input.side_px
     plain_zoom = side_px * STORE / store.side_px
 
-    def make(index: int, random: Generator, _: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def make(index: int, random: Generator, _: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         zoom = plain_zoom
         if random.random() < settings.whole_share:
             zoom *= max(float(store.whole_zoom[index]), 1 / STORE)
-        return varied(store.pixels[index], side_px, zoom, settings.augment, random), store.allowed[index]
+        return varied(store.pixels[index], side_px, zoom, settings.augment, random), store.known[index]
 
     return make
 
@@ -89,13 +95,19 @@ def training_samples(
     make, names = sample_maker(store, settings), store.names
     if squares is None:
         return drawn(make, names, settings)
-    cells = len(names)
+    cells, known = len(names), _known_of(squares, store.known.shape[1])[0]
 
     def make_either(index: int, random: Generator, epoch: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        return make(index, random, epoch) if index < cells else (squares.varied(random), squares.allowed)
+        return make(index, random, epoch) if index < cells else (squares.varied(random), known)
 
     more = max(1, round(settings.background_share * cells))
     return drawn(make_either, [*names, *[squares.name] * more], settings)
+
+
+def _known_of(squares: BackgroundSquares, width: int) -> NDArray[Any]:
+    """What is known of a square of background, shape (1, width): its label, and no attribute."""
+    allowed = squares.allowed[None]
+    return attributes.with_values(allowed, np.full((1, width - allowed.shape[1]), attributes.UNKNOWN, np.int8))
 
 
 def drawn(make: Make, names: list[str], settings: ClassifyTraining) -> tuple[Samples, NDArray[np.float64] | None]:
@@ -121,7 +133,10 @@ def sampling_weights(names: list[str], balance: float) -> NDArray[np.float64]:
 
 
 def collate(samples: list[tuple[NDArray[np.uint8], NDArray[Any]]]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S) uint8 RGB and what is known of each: allowed leaves (B, K) bool, or presence (B, K) int8."""
+    """Images (B, 3, S, S) uint8 RGB and what is known of each.
+
+    That is allowed leaves (B, K) bool, these and values of attributes (B, K + A) int8, or presence (B, K) int8.
+    """
     images = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels, _ in samples]))
     return images, torch.from_numpy(np.stack([known for _, known in samples]))
 
@@ -151,6 +166,7 @@ class ClassifyModule(LightningModule):
             norm=settings.norm,
             dropout=settings.dropout,
             drop_path=settings.drop_path,
+            attributes=attributes.widths(labels.attributes),
         )
         if settings.frozen is not None:
             from cytolens.models.classifier import Classifier, freeze  # timm takes its time
@@ -168,13 +184,17 @@ class ClassifyModule(LightningModule):
         """The mean loss of a batch: logits (B, K) against allowed leaves (B, K)."""
         return hierarchy_loss(logits, allowed, self.settings.smoothing).mean()
 
+    def said(self, images: Tensor) -> Tensor:
+        """What the loss compares with what is known: the logits (B, K) of images (B, 3, S, S)."""
+        return self.network(images)[0]
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The loss of one batch."""
         images, allowed = batch
         images, other, share = self._mixed(images.float())
         if self.settings.hardware.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits, _embedding = self.network(images)
+        logits = self.said(images)
         loss = self.loss(logits, allowed)
         if other is not None:
             loss = share * loss + (1 - share) * self.loss(logits, allowed[other])
@@ -206,7 +226,7 @@ class ClassifyModule(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Collect the logits of one batch of the tuning part."""
         images, allowed = batch
-        self._logits.append(self.network(images.to(self.device).float())[0].float().cpu())
+        self._logits.append(self.said(images.to(self.device).float()).float().cpu())
         self._allowed.append(allowed)
 
     def collected(self) -> tuple[Tensor, Tensor]:
@@ -235,24 +255,23 @@ def macro_f1(truth: NDArray[np.integer], found: NDArray[np.integer], classes: in
 
 
 def tuning_batches(tuning: Dataset, settings: ClassifyTraining, problems: Problems, batch: int = 64) -> list[Any]:
-    """The inputs of the tuning part, made as in prediction, in batches of (images, allowed leaves).
+    """The inputs of the tuning part, made as in prediction, in batches of (images, what is known of each).
 
     Images without cells give a square of background each, where the settings name it.
     """
-    named = tuning.cells.filter(tuning.cells.frame["label"].is_not_null().to_numpy())
-    by_image = dict(named.by_image())
+    by_image = dict(tuning.cells.filter(attributes.told(tuning.cells)).by_image())
     rows = [row for row in tuning.images.rows() if row["image_id"] in by_image]
-    cut, allowed = [], []
+    cut, known = [], []
     for position, pixels in readable([row["path"] for row in rows], problems):
         cells = by_image[rows[position]["image_id"]]
         cells = cells.filter(box.valid(cells.boxes(), pixels.shape[1], pixels.shape[0]))
         cut.append(pictures(pixels, cells.boxes(), settings.input))
-        allowed.append(targets([str(name) for name in cells.label_names()], tuning.labels))
+        known.append(attributes.known(cells))
     if not sum(map(len, cut)):
         raise LabelError("no cell of the images kept for tuning has both a name and a box; use a larger tuning_share")
     squares = BackgroundSquares.of(tuning, settings, problems)
     if squares is not None:
         cut.append(squares.middle())
-        allowed.append(np.tile(squares.allowed, (len(cut[-1]), 1)))
+        known.append(np.tile(_known_of(squares, known[0].shape[1]), (len(cut[-1]), 1)))
     images = torch.from_numpy(np.concatenate(cut).transpose(0, 3, 1, 2).copy())
-    return list(zip(images.split(batch), torch.from_numpy(np.concatenate(allowed)).split(batch), strict=True))
+    return list(zip(images.split(batch), torch.from_numpy(np.concatenate(known)).split(batch), strict=True))

@@ -21,6 +21,28 @@ class ClassifyTraining(BaseModel):
     model: str = Field(default="tf_efficientnet_lite0", description="timm's name of the backbone")
     weights: str | None = Field(default=None, description="starting weights: a file, or the name of public weights")
     labels: tuple[str, ...] = Field(default=(), description="label set to speak; empty: that of the dataset")
+    attributes: tuple[str, ...] = Field(
+        default=(),
+        description="attributes to learn beside the names: schemas, such as wbcatt, or columns, such as "
+        "wbcatt.cell_size; empty: none. With labels = a single name only attributes are learnt",
+    )
+    attribute_share: float = Field(
+        default=0.5, ge=0, le=1, description="weight of the attributes in the loss; the names have the rest"
+    )
+    attribute_loss: Literal["cross-entropy", "asymmetric"] = Field(
+        default="cross-entropy",
+        description="cross-entropy: of one value of many; asymmetric: of each value by itself, as AttriDet learns",
+    )
+    attribute_balance: float = Field(
+        default=0.0, ge=0, le=1, description="0: every cell weighs the same; 1: all values of an attribute do together"
+    )
+    attribute_wrong: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="largest share of wrong values among those given, on the tuning part; less sure ones are left "
+        "open. None: a value is always given",
+    )
     frozen: int | None = Field(
         default=None,
         ge=0,
@@ -107,6 +129,8 @@ class ClassifyTraining(BaseModel):
             )
         if self.output.outputs == "sigmoid" and self.loss != "focal":
             raise ValueError("output.outputs = sigmoid needs loss = focal, which sets it by itself")
+        if self.attributes and self.target == "image":
+            raise ValueError(f"attributes = {list(self.attributes)} are of cells; they need target = cell")
         if self.background and self.target == "image":
             raise ValueError(
                 f'background = "{self.background}" is for crops; with target = image an image without cells is an '

@@ -3,7 +3,8 @@
 Both graphs take uint8 RGB pictures as they come from `tasks`, any number at once:
 
 * detector: ``images`` (B, H, W, 3) → ``boxes`` (B, L, 4) in input px, ``scores`` (B, L, C);
-* classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D).
+* classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D), and where it has attributes
+  ``attributes`` (B, ΣV), their logits side by side.
 """
 
 from __future__ import annotations
@@ -49,10 +50,9 @@ class ClassifierGraph(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, S, 3) uint8 RGB → logits (B, K), embedding (B, D)."""
-        logits, embedding = self.network(images.permute(0, 3, 1, 2).float())
-        return logits, embedding
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, S, S, 3) uint8 RGB → logits (B, K), embedding (B, D), and with attributes their logits (B, ΣV)."""
+        return self.network(images.permute(0, 3, 1, 2).float())
 
 
 def export_detector(network: Yolox, path: Path, side_px: int) -> None:
@@ -66,7 +66,8 @@ def export_detector(network: Yolox, path: Path, side_px: int) -> None:
 def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
     """Write a classifier as ONNX; the batch stays free."""
     example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
-    _export(ClassifierGraph(network), example, path, ["logits", "embedding"], {0: torch.export.Dim("batch", min=1)})
+    outputs = ["logits", "embedding", *(["attributes"] if getattr(network, "attributes", None) is not None else [])]
+    _export(ClassifierGraph(network), example, path, outputs, {0: torch.export.Dim("batch", min=1)})
 
 
 def _export(graph: nn.Module, example: Tensor, path: Path, outputs: list[str], free: Mapping[int, object]) -> None:

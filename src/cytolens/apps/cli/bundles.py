@@ -126,7 +126,10 @@ def export(
 @command
 def pack(
     runs: Annotated[
-        list[str], typer.Argument(help="One run or bundle; or a detector and a classifier, for a pipeline.")
+        list[str],
+        typer.Argument(
+            help="One run or bundle; or, for a pipeline, a detector, a classifier, and those that give attributes."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the packed bundle; members stand beside it.")],
     name: Annotated[str | None, typer.Option(help="The bundle's name. Default: that of the folder.")] = None,
@@ -165,10 +168,8 @@ def pack(
     }
     if len(runs) == 1:
         bundle = pack_single(runs[0], out, keep_weights=not without_weights, **shared)
-    elif len(runs) == 2:
-        bundle = pack_pipeline(runs, out, name_these=names(name_these), **shared)
     else:
-        raise SettingError(f"pack takes one run, or a detector and a classifier; got {len(runs)}")
+        bundle = pack_pipeline(runs, out, name_these=names(name_these), **shared)
     size = sum(file.stat().st_size for file in bundle.folder.rglob("*") if file.is_file())
     lines = [f"{bundle.folder}: {bundle.name} ({bundle.hash}), {size / 1e6:.2f} MB"]
     answer({"bundle": str(bundle.folder), "hash": bundle.hash, "bytes": size}, lines, json_output)
@@ -239,6 +240,8 @@ def _figures(file: str) -> dict[str, Any]:
         raise SettingError(
             f'--scores takes DOMAIN=FILE; "{file}" is not what evaluate --json wrote ({error})'
         ) from error
-    if not isinstance(figures, dict) or figures.get("task") not in ("detection", "classification"):
-        raise SettingError(f'--scores: "{file}" holds no scores of a detection or classification by evaluate --json')
+    if not isinstance(figures, dict) or figures.get("task") not in ("detection", "classification", "attributes"):
+        raise SettingError(
+            f'--scores: "{file}" holds no scores of a detection, classification or attributes by evaluate --json'
+        )
     return figures

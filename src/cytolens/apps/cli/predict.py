@@ -41,6 +41,13 @@ def predict(
     tta: Annotated[
         str, typer.Option(help="Views of each picture that are looked at: none, flip (2), flips (4), all (8).")
     ] = "bundle",
+    blast_percent: Annotated[
+        float, typer.Option(help="Where the labels have blasts: the line in percent of the named white cells.")
+    ] = 20.0,
+    blasts: Annotated[
+        str | None,
+        typer.Option(help="What counts as a blast, with all kinds. Default: blast, blast equivalent."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Images at a time; 0: one per core.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or openvino.")] = "cpu",
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
@@ -67,7 +74,8 @@ def predict(
         raise SettingError("--address names a Ray cluster; it goes with --engine ray")
     formats = checked_formats(names(format) or DEFAULT_FORMATS)
     limit = {} if max_pixels is None else {"max_pixels": max_pixels}
-    settings = predict_settings(tta=tta, tile_px=tile_px, jobs=jobs, device=device, **limit)
+    line = {"percent": blast_percent} | ({} if blasts is None else {"names": names(blasts)})
+    settings = predict_settings(blasts=line, tta=tta, tile_px=tile_px, jobs=jobs, device=device, **limit)
     predictor = Predictor(Bundle.load(bundle), settings)
     # Overlays of an earlier run are no smears; but whoever names a file there means it.
     rows = image_rows(images, leave_out=out / "overlays", where=where)
