@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,13 +99,18 @@ def test_images_whose_actor_is_killed_are_looked_at_again(smears: Path, here: Pa
     rows = image_rows([smears / "images"])
     killed: list[int] = []
 
-    def kill(done: int, total: int) -> None:
-        if not killed:
-            killed.extend(actors())
-            for process in killed:
+    def kill_the_first() -> None:
+        last = time.monotonic() + 120
+        while not killed and time.monotonic() < last:
+            time.sleep(0.05)
+            for process in actors():
                 os.kill(process, signal.SIGKILL)
+                killed.append(process)
 
-    far = predict_on_ray(predictor, rows, kill)
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    far = predict_on_ray(predictor, rows)
+    killer.join()
     assert killed
     assert far.cells.frame.equals(predict_images(predictor, rows).cells.frame)
 
