@@ -30,6 +30,7 @@ COMMANDS = (
     "datasets list",
     "datasets get",
     "train",
+    "adapt",
     "predict",
     "fuse",
     "evaluate",
@@ -67,9 +68,11 @@ def settings() -> str:
     from cytolens.prepare.backgrounds import BackgroundSettings
     from cytolens.prepare.check import CheckSettings
     from cytolens.prepare.noise import NoiseSettings
+    from cytolens.prepare.recolour import Recolour
     from cytolens.prepare.repair import RepairSettings
     from cytolens.prepare.stats import StatsSettings
     from cytolens.prepare.synthetic import SyntheticSettings
+    from cytolens.train.adapt_settings import AdaptSettings
     from cytolens.train.classification import ClassifyTraining
     from cytolens.train.detection import DetectTraining
 
@@ -87,6 +90,8 @@ def settings() -> str:
         ("backgrounds (a step of cytolens run)", BackgroundSettings),
         ("cytolens train detect", DetectTraining),
         ("cytolens train classify", ClassifyTraining),
+        ("cytolens adapt", AdaptSettings),
+        ("recolour (a step of cytolens run)", Recolour),
         ("cytolens predict", PredictSettings),
         ("cytolens fuse", FuseSettings),
         ("blend weights (a step of cytolens run)", TuneSettings),

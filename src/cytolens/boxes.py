@@ -8,6 +8,7 @@ without a "+1". Functions return new arrays and never touch their arguments.
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 Boxes = NDArray[np.floating]
@@ -90,6 +91,29 @@ def squares(boxes: ArrayLike, factor: float = 1.0) -> Boxes:
     """Squares about each box's centre, as long as `factor` times its longer side."""
     side = sizes_wh(boxes).max(axis=1, keepdims=True, initial=0) * factor
     return from_centre_size(np.concatenate([centres(boxes), side, side], axis=1))
+
+
+def jittered(boxes: ArrayLike, least_iou: float, random: Generator, share: float = 0.25) -> Boxes:
+    """Boxes whose edges are each moved at random, as far as the overlap with what they were allows.
+
+    Args:
+        boxes: with an area, shape (N, 4).
+        least_iou: the overlap that each keeps with itself, below 1.
+        random: the source of chance.
+        share: how far an edge is moved at most, in widths or heights of the box.
+    """
+    boxes = as_boxes(boxes)
+    moves = random.uniform(-share, share, boxes.shape) * np.tile(sizes_wh(boxes), 2)
+    for _ in range(60):
+        # The overlap falls steadily with the length of the move, so halving it ends above the limit.
+        moved = (boxes + moves).astype(boxes.dtype)
+        low, high = np.maximum(boxes[:, :2], moved[:, :2]), np.minimum(boxes[:, 2:], moved[:, 2:])
+        overlap = np.prod(np.maximum(high - low, 0), axis=1)
+        short = overlap < least_iou * (areas(boxes) + areas(moved) - overlap)
+        if not short.any():
+            return moved
+        moves[short] /= 2
+    return boxes.copy()
 
 
 def intersections(a: ArrayLike, b: ArrayLike) -> Boxes:

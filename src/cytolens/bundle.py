@@ -4,6 +4,7 @@ A folder::
 
     bundle.json          what it is: task, architecture, settings, labels, calibration, scores, licence, file hashes
     model.onnx           the network, pre- and post-processing inside where they can be
+    attributes.onnx      detectors that describe: attributes of cells, from maps that model.onnx gives
     weights.safetensors  for further training (may be left out)
     familiarity.npz      classifiers: what training cells look like, so that strangers are noticed (optional)
     exam/                pictures, the cells expected in them, the tolerance
@@ -57,7 +58,7 @@ class BundleInfo(BaseModel):
     classify_input: ClassifyInput | None = None
     classify_output: ClassifyOutput | None = None
     attribute_output: AttributeOutput | None = Field(
-        default=None, description="classifiers whose network gives the labels' attributes, too: how they are read"
+        default=None, description="networks that give the labels' attributes, too: how they are read"
     )
     field_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="measures of a field and the range they had in training"

@@ -114,6 +114,14 @@ class Dataset:
             raise DatasetError(f'"{condition}" is not a condition on images ({error}). Columns: {columns}') from error
         return self.of_images(Images(kept))
 
+    def taken_with(
+        self, *, stain: str | None = None, scanner: str | None = None, magnification: str | None = None
+    ) -> Self:
+        """The same dataset with these said of all its images; None: as it was."""
+        given = {"stain": stain, "scanner": scanner, "magnification": magnification}
+        said = {name: value for name, value in given.items() if value is not None}
+        return replace(self, images=self.images.with_columns(**said)) if said else self
+
     def apply(self, edits: Edits) -> Self:
         """The dataset after a review."""
         step = {"step": "edits", "count": len(edits)}

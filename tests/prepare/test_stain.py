@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cytolens import masks
-from cytolens.prepare.stain import WHITE, FieldStain, StainSettings, measure, normalise, table
+from cytolens.prepare.stain import WHITE, FieldStain, StainSettings, change, measure, normalise, table
 from cytolens.prepare.synthetic import SyntheticField, preset, render_field
 from cytolens.problems import SettingError
 from cytolens.settings import checked
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 def normal(pixels: Pixels, **settings: object) -> Pixels:
-    return normalise(pixels, table(measure(pixels), StainSettings.model_validate(settings)))
+    return normalise(pixels, change(measure(pixels), StainSettings.model_validate(settings)))
 
 
 def free(field: SyntheticField) -> NDArray[np.bool_]:

@@ -138,6 +138,15 @@ def test_backgrounds_have_no_cell_and_keep_their_fold(imported: Path, tmp_path: 
 
 
 @pytest.mark.data
+def test_red_cells_around_it_do_not_keep_a_cell_from_being_the_only_one(imported: Path, tmp_path: Path) -> None:
+    done("predict", tmp_path / "found", dataset=imported, bundle=Path("smear-detector"))
+    kinds = read_found(tmp_path / "found")[0].frame["label"].unique()
+    assert "erythrocyte" in kinds
+    told = done("backgrounds", tmp_path / "bare", dataset=imported, found=[tmp_path / "found"])
+    assert told["images"] >= 4  # the others have platelets, which are a kind of the dataset
+
+
+@pytest.mark.data
 @pytest.mark.torch
 @pytest.mark.slow
 def test_a_very_small_training_leaves_a_bundle_that_predicts(imported: Path, tmp_path: Path) -> None:

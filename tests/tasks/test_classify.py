@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cytolens.bundle import Bundle
 from cytolens.labels import LabelSet
-from cytolens.prepare.stain import StainSettings, measure, normalise, table
+from cytolens.prepare.stain import StainSettings, change, measure, normalise
 from cytolens.problems import LabelError
 from cytolens.tasks.classify import (
     ClassifyInput,
@@ -110,8 +110,8 @@ def test_crops_are_normalised_by_the_stain_of_the_whole_field() -> None:
     field[40:80, 40:80] = random.integers(60, 120, (40, 40, 3))
     settings = ClassifyInput(side_px=40, context=1.0)
     shown = pictures(field, [[40, 40, 80, 80]], settings)
-    lookup = table(measure(field), settings.stain)
-    assert (shown[0] == normalise(field[40:80, 40:80], lookup)).all()
+    how = change(measure(field), settings.stain)
+    assert (shown[0] == normalise(field[40:80, 40:80], how)).all()
     other = measure(np.full((9, 9, 3), 120, np.uint8))
     assert (pictures(field, [[40, 40, 80, 80]], settings, other) != shown).any()
 
@@ -147,13 +147,13 @@ def test_the_shipped_classifier_sees_what_it_has_always_seen(boxes: NDArray[np.f
     settings = shipped_input()
     assert not settings.model_fields_set & {"margin_px", "fit"}
     field = np.random.default_rng(5).integers(0, 256, (60, 60, 3)).astype(np.uint8)
-    lookup = table(measure(field), settings.stain)
+    how = change(measure(field), settings.stain)
     for shown, (x_min, y_min, x_max, y_max) in zip(pictures(field, boxes, settings), boxes, strict=True):
         whole = x_min <= 0 and y_min <= 0 and x_max >= 60 and y_max >= 60
         half = max(x_max - x_min, y_max - y_min) * (1.0 if whole else settings.context) / 2
         x, y = (x_min + x_max) / 2, (y_min + y_max) / 2
         square = crop((60, 60), (x - half, y - half, x + half, y + half), settings.side_px).pixels(field)
-        assert np.abs(shown.astype(int) - normalise(square, lookup)).max() <= 1  # half may differ by an ulp
+        assert np.abs(shown.astype(int) - normalise(square, how)).max() <= 1  # half may differ by an ulp
 
 
 def test_a_stretched_crop_fills_the_picture_with_the_box() -> None:

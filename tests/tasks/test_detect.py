@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cytolens.prepare.stain import WHITE, measure, normalise, table
+from cytolens.prepare.stain import WHITE, change, measure, normalise
 from cytolens.problems import SettingError
 from cytolens.settings import checked
 from cytolens.tasks.detect import BORDER, MULTIPLE, DetectInput, DetectOutput, Findings, findings, picture
@@ -77,7 +77,7 @@ def test_the_stain_of_the_whole_field_can_be_given_for_a_part_of_it() -> None:
     corner = field[:50, :50]  # no background in it
     given, _ = picture(corner, DetectInput(side_px=64), whole)
     own, _ = picture(corner, DetectInput(side_px=64))
-    expected = normalise(corner, table(whole, DetectInput().stain))[0, 0]
+    expected = normalise(corner, change(whole, DetectInput().stain))[0, 0]
     assert given[10, 10].tolist() == expected.tolist()
     assert (own[10, 10] != given[10, 10]).any()
 

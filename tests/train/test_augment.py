@@ -35,6 +35,8 @@ def field(seed: int, size: tuple[int, int] = (120, 160), cells: int = 4) -> Fiel
         random.integers(0, 3, cells),
         np.zeros(cells, bool),
         np.zeros(3, bool),
+        np.arange(cells, dtype=np.int8)[:, None],
+        np.sqrt(box.areas(np.array(boxes, np.float32).reshape(-1, 4))),
     )
 
 

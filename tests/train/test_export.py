@@ -13,7 +13,7 @@ from torch import nn
 
 from cytolens.models import catalog
 from cytolens.models.yolox import Yolox, decode
-from cytolens.train.export import export_classifier, export_detector
+from cytolens.train.export import export_classifier, export_detector, export_regions
 
 pytestmark = pytest.mark.torch
 
@@ -113,3 +113,43 @@ def test_a_classifier_with_attributes_gives_them_in_a_third_table(tmp_path: Path
     for got, wanted in zip(run(tmp_path / "model.onnx", images), expected, strict=True):
         assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1.0, float(wanted.abs().max()))
     assert expected[2].shape == (3, 6)
+
+
+@pytest.fixture(scope="module")
+def describing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Yolox, Path]:
+    torch.manual_seed(0)
+    network = shaken(catalog.detector("yolox-nano", 3, (3, 2, 6)), 1)
+    assert isinstance(network, Yolox)
+    folder = tmp_path_factory.mktemp("describing")
+    export_detector(network, folder / "model.onnx", _SIDE)
+    export_regions(network, folder / "attributes.onnx")
+    return network.eval(), folder
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 96, 64), (2, 64, 128)])
+def test_a_detector_describes_as_before(describing: tuple[Yolox, Path], count: int, height: int, width: int) -> None:
+    network, folder = describing
+    images = pictures(count, height, width)
+    boxes, scores, *maps = run(folder / "model.onnx", images)
+    assert [one.shape[2:] for one in maps] == [(height // 4, width // 4), (height // 8, width // 8)]
+    random = np.random.default_rng(0)
+    corner = random.uniform(-8, 50, (9, 2))  # some reach beyond the picture
+    regions = np.c_[random.integers(0, count, 9), corner, corner + random.uniform(3, 60, (9, 2))].astype(np.float32)
+    session = onnxruntime.InferenceSession(folder / "attributes.onnx", providers=["CPUExecutionProvider"])
+    feeds = dict(zip(("map_4", "map_8"), maps, strict=True)) | {"regions": regions}
+    (got,) = session.run(["attributes"], feeds)
+    with torch.no_grad():
+        planes = torch.from_numpy(np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2))).float()
+        raw, early = network.look(planes)
+        assert network.attributes is not None
+        expected = network.attributes(early, torch.from_numpy(regions))
+        likely = (raw[..., 5:].sigmoid() * raw[..., 4:5].sigmoid()).numpy()
+    assert np.asarray(got).shape == (9, 11)
+    assert np.abs(got - expected.numpy()).max() < 1e-4
+    assert np.abs(scores - likely).max() < 1e-4
+    assert boxes.shape[:2] == scores.shape[:2]
+
+
+def test_a_detector_without_attributes_has_none_to_export(detector: tuple[Yolox, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no attributes"):
+        export_regions(detector[0], tmp_path / "attributes.onnx")

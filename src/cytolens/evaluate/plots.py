@@ -295,6 +295,39 @@ def score_against_cost(
     return _bytes(figure, kind)
 
 
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    title: str,
+    *,
+    kind: Kind = "png",
+) -> bytes:
+    """A table of figures between 0 and 1, darker where they are higher.
+
+    Args:
+        rows, columns: their names.
+        values: one list per row; None: nothing to show.
+        title: what the figures are.
+        kind: the file's format.
+    """
+    table = np.array([[np.nan if v is None else v for v in row] for row in values], float).reshape(len(rows), -1)
+    longest = max((len(name) for name in rows), default=1)
+    figure = _figure(1.2 + 0.075 * longest + 1.1 * max(1, len(columns)), 1.5 + 0.36 * max(1, len(rows)))
+    axes = figure.add_subplot()
+    axes.imshow(np.ma.masked_invalid(table), cmap=_shades(RIGHT), vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        known = np.isfinite(value)
+        colour = "white" if known and value > 0.55 else INK
+        axes.text(column, row, f"{value:.3f}" if known else "–", ha="center", va="center", fontsize=8, color=colour)
+    _names(axes, "x", columns, rotation=25)
+    _names(axes, "y", rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=9, color=INK, loc="left", parse_math=False)
+    return _bytes(figure, kind)
+
+
 # -- the look -------------------------------------------------------------------------------------
 
 

@@ -10,13 +10,11 @@ from torch import nn
 from cytolens.models.yolox import SIZES, Yolox
 from cytolens.problems import SettingError, did_you_mean, listing
 
-DETECTORS: dict[str, Callable[[int], nn.Module]] = {
-    f"yolox-{size}": partial(lambda size, classes: Yolox(size=size, classes=classes), size) for size in SIZES
-}
+DETECTORS: dict[str, Callable[..., Yolox]] = {f"yolox-{size}": partial(Yolox, size=size) for size in SIZES}
 
 
-def detector(name: str, classes: int) -> nn.Module:
-    """A detector with freshly drawn weights.
+def detector(name: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small") -> Yolox:
+    """A detector with freshly drawn weights; `attributes` and `region_head` as in `Yolox`.
 
     Raises:
         SettingError: there is no detector of that name.
@@ -24,7 +22,7 @@ def detector(name: str, classes: int) -> nn.Module:
     if name not in DETECTORS:
         hint = did_you_mean(name, DETECTORS)
         raise SettingError(f'no detector "{name}". {hint + " " if hint else ""}Allowed: {listing(DETECTORS)}')
-    return DETECTORS[name](classes)
+    return DETECTORS[name](classes=classes, attributes=attributes, region_head=region_head)
 
 
 def classifier(

@@ -11,12 +11,16 @@ locations, stride 8 first, rows outer. `decode` turns the offsets into pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from cytolens.models.regions import RegionHead
+
 STRIDES = (8, 16, 32)
+EARLY_STRIDES = (4, 8)  # of the backbone's maps from which attributes are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class SpatialPyramid(nn.Module):
 
 
 class Darknet(nn.Module):
-    """The backbone; gives the maps of stride 8, 16 and 32."""
+    """The backbone."""
 
     def __init__(self, size: YoloxSize) -> None:
         super().__init__()
@@ -144,11 +148,12 @@ class Darknet(nn.Module):
         self.dark4 = nn.Sequential(unit3(4 * c, 8 * c, dw, 2), CspBlock(8 * c, 8 * c, 3 * n, dw, True))
         self.dark5 = nn.Sequential(unit3(8 * c, 16 * c, dw, 2), SpatialPyramid(16 * c), CspBlock(16 * c, 16 * c, n, dw))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) → maps of 4c, 8c and 16c channels."""
-        third = self.dark3(self.dark2(self.stem(x)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) → maps of stride 4, 8, 16 and 32 with 2c, 4c, 8c and 16c channels."""
+        second = self.dark2(self.stem(x))
+        third = self.dark3(second)
         fourth = self.dark4(third)
-        return third, fourth, self.dark5(fourth)
+        return second, third, fourth, self.dark5(fourth)
 
 
 class PathNeck(nn.Module):
@@ -168,15 +173,15 @@ class PathNeck(nn.Module):
         self.bu_conv1 = unit3(8 * c, 8 * c, dw, 2)
         self.C3_n4 = CspBlock(16 * c, 16 * c, n, dw)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) → maps of stride 8, 16 and 32 with 4c, 8c and 16c channels."""
-        third, fourth, fifth = self.backbone(x)
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """(B, 3, H, W) → the backbone's early maps, and maps of stride 8, 16 and 32 with 4c, 8c and 16c channels."""
+        second, third, fourth, fifth = self.backbone(x)
         top = self.lateral_conv0(fifth)
         middle = self.reduce_conv1(self.C3_p4(torch.cat((self.upsample(top), fourth), dim=1)))
         out8 = self.C3_p3(torch.cat((self.upsample(middle), third), dim=1))
         out16 = self.C3_n3(torch.cat((self.bu_conv2(out8), middle), dim=1))
         out32 = self.C3_n4(torch.cat((self.bu_conv1(out16), top), dim=1))
-        return out8, out16, out32
+        return (second, third), (out8, out16, out32)
 
 
 class DecoupledHead(nn.Module):
@@ -220,18 +225,27 @@ class Yolox(nn.Module):
     Args:
         size: "nano", "tiny", "s", "m", "l" or "x".
         classes: number of classes C.
+        attributes: number of values of each attribute; none: cells are not described.
+        region_head: size of the head that reads attributes, as in `regions.SIZES`.
     """
 
-    def __init__(self, *, size: str, classes: int) -> None:
+    def __init__(self, *, size: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small") -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f'unknown YOLOX size "{size}"; allowed: {", ".join(SIZES)}')
         self.backbone = PathNeck(SIZES[size])
         self.head = DecoupledHead(SIZES[size], classes)
+        c = int(64 * SIZES[size].width)
+        self.attributes = RegionHead(region_head, (2 * c, 4 * c), EARLY_STRIDES, attributes) if attributes else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → raw output (B, L, 5 + C)."""
-        return self.head(self.backbone(images))
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, 3, H, W) → raw output (B, L, 5 + C), and the early maps (of `EARLY_STRIDES`) of the same pass."""
+        early, maps = self.backbone(images)
+        return self.head(maps), early
 
 
 def locations(size_hw: tuple[int, int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:

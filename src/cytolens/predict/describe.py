@@ -48,7 +48,8 @@ class Describers:
 
 def attribute_outputs(bundle: Bundle) -> dict[str, AttributeOutput]:
     """Column → how the attribute is read, for all attributes that members of a bundle give."""
-    members = [one for one in bundle.members_of("classify") if one.info.attribute_output is not None]
+    members = [one for task in ("detect", "classify") for one in bundle.members_of(task)]
+    members = [one for one in members if one.info.attribute_output is not None]
     ordered = sorted(members, key=lambda one: one.name in bundle.info.describers)
     outputs = [(a.column, one.info.attribute_output) for one in ordered for a in one.labels.attributes]
     return {column: output for column, output in outputs if output is not None}
@@ -60,12 +61,21 @@ def asked(bundle: Bundle, device: str) -> Classifier:
 
 
 def described_by(bundle: Bundle, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Column → probabilities (N, V) from the logits (N, K + ΣV) of a member; none where it has no attributes."""
+    """Column → probabilities (N, V) from the logits (N, K + ΣV) of a classifier; none where it has no attributes."""
+    return read_by(bundle, logits[:, len(bundle.labels.leaves) :])
+
+
+def read_by(bundle: Bundle, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Column → probabilities (N, V) from the logits (N, ΣV) of a member; none where it has no attributes.
+
+    An attribute of which no training cell had a value is not among them: nothing was learnt of it.
+    """
     output, labels = bundle.info.attribute_output, bundle.labels
     if output is None:
         return {}
-    parts = attributes.parted(logits[:, len(labels.leaves) :], labels.attributes)
-    return {column: attributes.shares(part, column, output) for column, part in parts.items()}
+    parts = attributes.parted(logits, labels.attributes)
+    learnt = {column for kind in output.kinds.values() for column in kind} if output.kinds else set(parts)
+    return {column: attributes.shares(part, column, output) for column, part in parts.items() if column in learnt}
 
 
 # -- cells unlike their kind --------------------------------------------------------------------------

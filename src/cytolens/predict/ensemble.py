@@ -6,7 +6,8 @@ With one member and one view nothing is added to what the member says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,14 @@ from cytolens.bundle import Bundle
 from cytolens.labels import LabelSet
 from cytolens.predict import tta
 from cytolens.predict.box_fusion import wbf
-from cytolens.predict.describe import asked, described_by
-from cytolens.predict.session import Classifier, Detector, session
+from cytolens.predict.describe import asked, described_by, read_by
+from cytolens.predict.session import ATTRIBUTES_FILE, Classifier, Detector, session
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError, listing
 from cytolens.tasks import classify, detect
+from cytolens.tasks.attributes import describable
 from cytolens.tasks.detect import DetectOutput, Findings, Fusion
+from cytolens.views import View
 
 
 def given_labels(bundle: Bundle) -> LabelSet:
@@ -49,7 +52,7 @@ class Finders:
             raise BundleError(f"detectors of one ensemble find the same labels; {listing(strange)} finds others")
         self.names = first.labels.names
         self._order = [np.array([self.names.index(n) for n in one.labels.names]) for one in self.bundles]
-        self._detectors = [Detector(session(one, device)) for one in self.bundles]
+        self._detectors = [detector_of(one, device) for one in self.bundles]
         self._weights = _weights(bundle, self.bundles)
         self._fusion = bundle.info.fusion or Fusion()
         self._choice = choice
@@ -57,22 +60,53 @@ class Finders:
         self.side_px = (first.info.detect_input or detect.DetectInput()).side_px
 
     def look(self, pixels: NDArray[np.uint8], field: FieldStain) -> Findings:
-        """What they find in one picture, uint8 RGB (H, W, 3)."""
+        """What they find in one picture, uint8 RGB (H, W, 3), and what those that describe say of what counts."""
         size_wh = (pixels.shape[1], pixels.shape[0])
         lists: list[Findings] = []
         weights: list[float] = []
+        seen: list[_Seen] = []
         for one, detector, order, weight in zip(self.bundles, self._detectors, self._order, self._weights, strict=True):
             given = one.info.detect_input or detect.DetectInput()
             output = one.info.detect_output or DetectOutput()
             views = tta.symmetries(size_wh, tta.count(self._choice, output.views))
             for view in views:
-                seen = pixels if view is views[0] else view.pixels(pixels)
-                shown, fitted = detect.picture(seen, given, field)
-                boxes, scores = detector(shown[None])
+                turned = pixels if view is views[0] else view.pixels(pixels)
+                shown, fitted = detect.picture(turned, given, field)
+                boxes, scores, maps = detector.look(shown[None])
                 found = detect.findings(boxes[0], scores[0], fitted, output)
                 lists.append(Findings(view.back_boxes(found.boxes), order[found.classes], found.scores))
                 weights.append(weight / len(views))
-        return lists[0] if len(lists) == 1 else self._fused(lists, weights)
+                if maps:
+                    seen.append(_Seen(one, detector, view.then(fitted), maps, weight / len(views)))
+        found = lists[0] if len(lists) == 1 else self._fused(lists, weights)
+        return self._described(found, seen) if seen else found
+
+    def _described(self, found: Findings, seen: Sequence[_Seen]) -> Findings:
+        """The findings with attributes: of those that count, the weighted mean over the members' views.
+
+        What does not count, or is of a kind that a member never saw described, gets none from it.
+        """
+        names = [self.names[i] for i in found.classes]
+        counted = found.scores >= np.array([self.output.threshold(name) for name in names], np.float32)
+        told: dict[str, NDArray[np.float32]] = {}
+        total: dict[str, NDArray[np.float32]] = {}
+        for one, detector, view, maps, weight in seen:
+            output, labels = one.info.attribute_output, one.labels
+            assert output is not None
+            for attribute in labels.attributes:
+                told.setdefault(attribute.column, np.zeros((len(names), len(attribute.values)), np.float32))
+                total.setdefault(attribute.column, np.zeros((len(names), 1), np.float32))
+            rows = np.flatnonzero(counted & describable(names, labels, output))
+            if not len(rows):
+                continue
+            for column, part in read_by(one, detector.describe(maps, view.forward_boxes(found.boxes[rows]))).items():
+                told[column][rows] += weight * part
+                total[column][rows] += weight
+        means = {
+            column: np.where(total[column] > 0, table / np.maximum(total[column], 1e-12), np.nan).astype(np.float32)
+            for column, table in told.items()
+        }
+        return replace(found, attributes=means)
 
     def _fused(self, lists: Sequence[Findings], weights: Sequence[float]) -> Findings:
         fused = wbf(
@@ -89,6 +123,27 @@ class Finders:
             fused.classes[keep].astype(np.intp),
             np.minimum(fused.scores[keep], 1).astype(np.float32),
         )
+
+
+class _Seen(NamedTuple):
+    """One look at a picture: who looked, through which view, and the maps that came of it."""
+
+    bundle: Bundle
+    detector: Detector
+    view: View
+    maps: list[NDArray[np.float32]]
+    weight: float
+
+
+def detector_of(bundle: Bundle, device: str = "cpu") -> Detector:
+    """A detector, with what describes its cells where it has attributes.
+
+    Raises:
+        BundleError: the bundle has not the networks that it needs.
+        SettingError: the device is not here.
+    """
+    describes = bundle.info.attribute_output is not None
+    return Detector(session(bundle, device), session(bundle, device, file=ATTRIBUTES_FILE) if describes else None)
 
 
 def namers_of(bundle: Bundle) -> list[Bundle]:

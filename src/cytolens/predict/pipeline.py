@@ -127,7 +127,10 @@ class Predictor:
         names = [self._found_names[i] for i in found.classes]
         counted = found.scores >= self._thresholds[found.classes]
         asked = np.array([name in self._to_be_named for name in names], bool) & counted
-        return self._answer(pixels, field, found.boxes, list(names), found.scores, counted, asked)
+        answer = self._answer(pixels, field, found.boxes, list(names), found.scores, counted, asked)
+        # Who finds a cell may describe it, too; the name may have become another since, that nobody described.
+        everyone = np.arange(len(names))
+        return replace(answer, attributes=answer.attributes | self._told(found.attributes, everyone, answer.labels))
 
     def named(
         self,

@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 
 from cytolens.bundle import Bundle
 from cytolens.problems import BundleError, SettingError, listing
+from cytolens.tasks.detect import EARLY_MAPS
 
+ATTRIBUTES_FILE = "attributes.onnx"  # of a detector that describes what it finds
+_REGIONS = 32  # cells that are described at a time
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
 
 
-def session(bundle: Bundle, device: str = "cpu", threads: int = 1) -> Any:
+def session(bundle: Bundle, device: str = "cpu", threads: int = 1, *, file: str = "model.onnx") -> Any:
     """An ONNX Runtime session of a bundle's network.
 
     Args:
-        bundle: whose ``model.onnx`` to run.
+        bundle: whose network to run.
         device: "cpu", "cuda" or "openvino".
         threads: threads of one run. Several images at once, one thread each, is faster than the reverse.
+        file: of the bundle, that holds the network.
 
     Raises:
         SettingError: the device is unknown, or this installation of ONNX Runtime does not have it.
@@ -33,9 +37,9 @@ def session(bundle: Bundle, device: str = "cpu", threads: int = 1) -> Any:
     if _PROVIDERS[device] not in onnxruntime.get_available_providers():
         have = [name for name, provider in _PROVIDERS.items() if provider in onnxruntime.get_available_providers()]
         raise SettingError(f'device "{device}" is not in this installation of onnxruntime; here: {listing(have)}')
-    path = bundle.file("model.onnx")
+    path = bundle.file(file)
     if path is None:
-        raise BundleError(f"{bundle.folder}: has no model.onnx, so it cannot predict")
+        raise BundleError(f"{bundle.folder}: has no {file}, so it cannot predict")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -48,14 +52,38 @@ def session(bundle: Bundle, device: str = "cpu", threads: int = 1) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A detector's session."""
+    """A detector's session.
+
+    Attributes:
+        session: of its network.
+        head: the session of what reads attributes from its maps, where it describes cells.
+    """
 
     session: Any
+    head: Any = None
 
     def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Pictures (B, H, W, 3) → boxes (B, L, 4) in px of the picture, scores (B, L, C)."""
-        boxes, scores = self.session.run(["boxes", "scores"], {"images": pictures})
-        return boxes, scores
+        return self.look(pictures)[:2]
+
+    def look(
+        self, pictures: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
+        """As calling it, and the maps of the same pass that `describe` takes; none where cells are not described."""
+        outputs = ["boxes", "scores", *(EARLY_MAPS if self.head is not None else ())]
+        boxes, scores, *maps = self.session.run(outputs, {"images": pictures})
+        return boxes, scores, maps
+
+    def describe(self, maps: list[NDArray[np.float32]], boxes: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The logits (N, ΣV) of the attributes at boxes (N, 4) in px of the first picture that the maps are of."""
+        regions = np.concatenate([np.zeros((len(boxes), 1)), boxes], axis=1).astype(np.float32)
+        given = dict(zip(EARLY_MAPS, maps, strict=True))
+        # A region takes up to some megabytes inside the network, so that many cells are looked at in turns.
+        parts = [
+            self.head.run(["attributes"], {**given, "regions": regions[start : start + _REGIONS]})[0]
+            for start in range(0, max(len(regions), 1), _REGIONS)
+        ]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)

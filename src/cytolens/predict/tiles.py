@@ -95,8 +95,11 @@ def joined(parts: Sequence[tuple[Window, Findings]], size_wh: tuple[int, int], s
     cut_off = np.concatenate([touches_inner_border(found.boxes + w.shift, w, size_wh) for w, found in parts])
     classes = np.concatenate([found.classes for _, found in parts])
     scores = np.concatenate([found.scores for _, found in parts])
+    told = {
+        column: np.concatenate([found.attributes[column] for _, found in parts]) for column in parts[0][1].attributes
+    }
     keep = kept(boxes, classes, scores, cut_off, settings.nms_iou)[: settings.most * len(parts)]
-    return Findings(boxes[keep], classes[keep], scores[keep])
+    return Findings(boxes, classes, scores, told).kept(keep)
 
 
 def touches_inner_border(boxes: NDArray[np.float32], window: Window, size_wh: tuple[int, int]) -> NDArray[np.bool_]:

@@ -284,9 +284,14 @@ def _agreed(truth: Cells, seen: Cells, size_wh: tuple[int | None, int | None]) -
 
 
 def _of_these_kinds(found: Cells, dataset: Dataset) -> Cells:
-    """The counted findings without a name, or of a kind that is wider or narrower than a label of the dataset."""
+    """The counted findings without a name, or of a kind that is wider or narrower than a label of the dataset.
+
+    Where the detector knows none of these kinds, it tells none apart, and all of its findings count.
+    """
     narrower = {name for name, label in found.labels.mapping_to(dataset.labels).items() if label is not None}
     wider = {name for name in dataset.labels.mapping_to(found.labels).values() if name is not None}
+    if not narrower | wider:  # it says "cell", whatever the kind
+        return found.filter(pl.col("counted"))
     kinds = pl.col("label").cast(pl.String)
     return found.filter(pl.col("counted") & (kinds.is_null() | kinds.is_in(sorted(narrower | wider))))
 

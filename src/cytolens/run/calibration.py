@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolens.cells import Cells
+from cytolens.dataset import Dataset
 from cytolens.labels import LabelSet
 from cytolens.predict.calibrate import (
     binary_temperature,
@@ -18,10 +20,12 @@ from cytolens.predict.calibrate import (
     value_threshold,
 )
 from cytolens.predict.familiarity import Familiarity, learn
-from cytolens.predict.session import Classifier
+from cytolens.predict.session import Classifier, Detector
 from cytolens.tasks import attributes, classify
 from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyOutput
+from cytolens.tasks.detect import DetectOutput, findings
+from cytolens.views import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,37 @@ def answers(classifier: Classifier, batches: Iterable[Any], views: int) -> Answe
     return Answers(np.concatenate(logits), np.concatenate(embeddings), np.concatenate(known))
 
 
+def region_answers(
+    detector: Detector, batches: Iterable[tuple[NDArray[np.uint8], View, str]], truth: Dataset, output: DetectOutput
+) -> Answers:
+    """What a detector says of the attributes of the cells that it finds where the truth knows some.
+
+    Args:
+        detector: that describes.
+        batches: picture, view and image id of each image.
+        truth: those images with their cells.
+        output: what is kept of what is found.
+
+    Returns:
+        Logits (N, ΣV) and the values' indices or −1 (N, A); embeddings have no columns.
+    """
+    cells_of = dict(truth.cells.by_image())
+    attributes_of = truth.labels.attributes
+    logits = [np.zeros((0, sum(attributes.widths(attributes_of))), np.float32)]
+    known = [np.zeros((0, len(attributes_of)), np.int8)]
+    for picture, view, image_id in batches:
+        if image_id not in cells_of:
+            continue
+        boxes, scores, maps = detector.look(picture[None])
+        found = findings(boxes[0], scores[0], view, output).boxes
+        rows, values = attributes.known_partners(cells_of[image_id], found)
+        if len(rows):
+            logits.append(detector.describe(maps, view.forward_boxes(found[rows])))
+            known.append(values)
+    table = np.concatenate(logits)
+    return Answers(table, np.zeros((len(table), 0), np.float32), np.concatenate(known))
+
+
 def of_names(given: Answers, labels: LabelSet) -> Answers:
     """The part of the answers that is about names, of the cells that have one."""
     leaves = len(labels.leaves)
@@ -67,6 +102,12 @@ def of_values(given: Answers, labels: LabelSet) -> Answers:
     """The part of the answers that is about attributes: logits (N, ΣV), and the values' indices or −1 (N, A)."""
     leaves = len(labels.leaves)
     return replace(given, logits=given.logits[:, leaves:], known=given.known[:, leaves:])
+
+
+def uncalibrated(loss: str, learnt: Cells) -> AttributeOutput:
+    """How attributes are read of a network that was trained with this loss on these cells, as it is."""
+    outputs = "sigmoid" if loss == "asymmetric" else "softmax"
+    return AttributeOutput(outputs=outputs, kinds=attributes.shares_by_kind(learnt))
 
 
 def calibrated_values(

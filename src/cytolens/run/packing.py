@@ -91,7 +91,7 @@ def pack_pipeline(
     labels = LabelSet.of([*given.names, *own])
     if not set(given.leaves) <= set(labels.leaves):  # kinds that exclude each other there are kinds of each other here
         labels = given.joined(detector.labels)
-    labels = replace(labels, attributes=_attributes_of([classifier, *describers]))
+    labels = replace(labels, attributes=_attributes_of([detector, classifier, *describers]))
     wrong = [label for label in name_these if detector.labels.resolve(label) is None]
     if wrong:
         raise SettingError(f"the detector does not find {wrong}; it finds {list(detector.labels.names)}")
@@ -137,7 +137,7 @@ def _parts_of(loaded: Sequence[Bundle]) -> tuple[Bundle, Bundle, list[Bundle]]:
 
 
 def _attributes_of(bundles: Sequence[Bundle]) -> tuple[AttributeSchema, ...]:
-    """The attributes that classifiers give; each may be given by one."""
+    """The attributes that members give; each may be given by one."""
     given = [a for bundle in bundles if bundle.info.attribute_output is not None for a in bundle.labels.attributes]
     columns = [attribute.column for attribute in given]
     if twice := sorted({column for column in columns if columns.count(column) > 1}):
@@ -200,6 +200,10 @@ def pack_ensemble(
     naming = next((bundle for bundle in loaded if bundle.info.task == "classify"), None)
     known = first.labels if naming is None else given_labels(naming)
     labels = known.joined(first.labels)
+    if naming is not None and first.info.attribute_output is not None:
+        own = {attribute.column for attribute in labels.attributes}
+        more = [attribute for attribute in first.labels.attributes if attribute.column not in own]
+        labels = replace(labels, attributes=(*labels.attributes, *more))
     placed = [_without_weights(bundle, out.resolve().parent / bundle.name) for bundle in loaded]
     found_output = first.info.detect_output or DetectOutput()
     if threshold is not None:

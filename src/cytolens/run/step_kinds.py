@@ -11,13 +11,13 @@ from cytolens.run.steps import (
     ImportStep,
     NameLabelStep,
     NoiseStep,
-    PredictStep,
     PseudoLabelsStep,
     RepairStep,
     SplitStep,
     Step,
-    TrainStep,
 )
+from cytolens.run.steps_attributes import AttributesCsvStep, CheckStep
+from cytolens.run.steps_domains import AdaptStep, DomainsStep, RecolourStep
 from cytolens.run.steps_ensemble import (
     BlendStep,
     CompareStep,
@@ -27,21 +27,25 @@ from cytolens.run.steps_ensemble import (
     SubmissionStep,
     ThresholdStep,
 )
+from cytolens.run.steps_models import PredictStep, TrainStep
 from cytolens.run.steps_whole_image import ImageBlendStep, ImageSharesStep
 
 STEPS: dict[str, type[Step]] = {
     "import": ImportStep,
     "images": ImagesStep,
+    "check": CheckStep,
     "repair": RepairStep,
     "duplicates": DuplicatesStep,
     "split": SplitStep,
     "fraction": FractionStep,
     "backgrounds": BackgroundsStep,
     "noise": NoiseStep,
+    "recolour": RecolourStep,
     "crops": CropsStep,
     "name-label": NameLabelStep,
     "pseudo-labels": PseudoLabelsStep,
     "train": TrainStep,
+    "adapt": AdaptStep,
     "predict": PredictStep,
     "fuse": FuseStep,
     "blend": BlendStep,
@@ -50,6 +54,8 @@ STEPS: dict[str, type[Step]] = {
     "threshold": ThresholdStep,
     "evaluate": EvaluateStep,
     "compare": CompareStep,
+    "domains": DomainsStep,
     "pack": PackStep,
     "submission": SubmissionStep,
+    "attributes-csv": AttributesCsvStep,
 }

@@ -63,8 +63,9 @@ class ImportStep(Step):
     """Read annotations of a foreign format; see `cytolens import`."""
 
     outside = ("source", "images")
+    _taken: ClassVar[tuple[str, ...]] = ("stain", "scanner", "magnification")
     source: Path
-    format: str = "auto"
+    format: str = Field(default="auto", description="of `cytolens import`; dataset: a dataset of ours, as it is")
     images: Path | None = None
     labels: str | None = Field(default=None, description="a shipped label set, such as cytologia")
     flat: bool = Field(default=False, description="labels exclude each other, even where one is the other's kind")
@@ -75,24 +76,48 @@ class ImportStep(Step):
     complete_for: tuple[str, ...] | None = None
     where: str | None = Field(default=None, description="a condition on the images, such as width_px < 500")
     allow_missing_images: bool = False
+    size_two: Literal["large", "ignore"] = "large"
+    unsqueeze: str = Field(default="", description="W:H, the proportion that squeezed images had; empty: none were")
     licence: str = ""
+    stain: str | None = None
+    scanner: str | None = Field(default=None, description="microscope, with its camera, of all images")
+    magnification: str | None = None
+
+    def check(self) -> None:
+        """The proportion is one."""
+        from cytolens.formats.unsqueeze import parsed_proportion
+
+        if self.unsqueeze:
+            parsed_proportion(self.unsqueeze)
 
     def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
         """A dataset."""
+        from cytolens.formats.unsqueeze import parsed_proportion, unsqueezed
+
+        given, problems = self._given()
+        given = given.taken_with(**self.model_dump(include=set(self._taken)))
+        dataset = given if self.where is None else given.select(self.where)
+        if self.where is not None and not len(dataset.images):
+            raise DatasetError(f'no image of {self.source} meets "{self.where}"')
+        if problems:
+            notify(f"{problems} problems in {self.source}; cytolens check shows them")
+        if self.unsqueeze:
+            dataset = unsqueezed(dataset, parsed_proportion(self.unsqueeze), folder / "images")
+        dataset.write(folder)
+        return _sizes(dataset) | {"problems": problems}
+
+    def _given(self) -> tuple[Dataset, int]:
+        """What the source holds, and how many problems were seen in it."""
         from cytolens import formats
         from cytolens.labels import LabelSet
 
-        options = self.model_dump(exclude={"source", "format", "labels", "flat", "where"})
+        if self.format == "dataset":
+            return Dataset.read(self.source), 0
+        options = self.model_dump(exclude={"source", "format", "labels", "flat", "where", "unsqueeze", *self._taken})
         labels = None if self.labels is None else LabelSet.shipped(self.labels)
         labels = labels.flat() if labels is not None and self.flat else labels
         given = formats.read(self.source, self.format, formats.ReadOptions(labels=labels, **options))
-        dataset = given.dataset if self.where is None else given.dataset.select(self.where)
-        if self.where is not None and not len(dataset.images):
-            raise DatasetError(f'no image of {self.source} meets "{self.where}"')
-        if problems := len(given.problems):
-            notify(f"{problems} problems in {self.source}; cytolens check shows them")
-        dataset.write(folder)
-        return _sizes(dataset) | {"problems": problems}
+        return given.dataset, len(given.problems)
 
 
 class ImagesStep(Step):
@@ -166,17 +191,30 @@ class DuplicatesStep(Step):
 
 
 class SplitStep(Step):
-    """Balanced, grouped folds; see `cytolens split`."""
+    """Balanced, grouped folds or parts, or parts as a data set was published with; see `cytolens split`."""
 
     dataset: Path
-    folds: int = Field(ge=2)
+    folds: int | None = Field(default=None, ge=2)
+    shares: dict[str, float] = Field(default_factory=dict, description="parts, such as { train = 0.8, test = 0.2 }")
+    published: str = Field(default="", description="a published division by patient, such as leukemia_attri")
     seed: int = 0
 
+    def check(self) -> None:
+        """Exactly one of them is asked for."""
+        if sum(map(bool, (self.folds, self.shares, self.published))) != 1:
+            raise SettingError("a split has one of folds = 4, shares = { train = 0.8, … }, published = leukemia_attri")
+
     def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
-        """A dataset with folds."""
+        """A dataset with folds or parts."""
         from cytolens.prepare import split
 
-        done = split.folds(Dataset.read(self.dataset), self.folds, self.seed)
+        dataset = Dataset.read(self.dataset)
+        if self.published:
+            done = split.published(dataset, self.published)
+        elif self.folds is None:
+            done = split.parts(dataset, self.shares, self.seed)
+        else:
+            done = split.folds(dataset, self.folds, self.seed)
         done.dataset.write(folder)
         done.balance.write_csv(folder / "balance.csv")
         if not done.grouped:
@@ -203,6 +241,8 @@ class FractionStep(Step):
 class BackgroundsStep(Step):
     """Fields whose one cell is painted over; each stays in the fold of its source."""
 
+    version: ClassVar[int] = 2
+
     dataset: Path
     found: tuple[Path, ...] = Field(default=(), description="what detectors found there; none: annotated boxes count")
     seed: int = 0
@@ -214,7 +254,8 @@ class BackgroundsStep(Step):
         from cytolens.prepare.backgrounds import backgrounds
 
         dataset = Dataset.read(self.dataset)
-        found = findings(self.found, dataset)[0] if self.found else None
+        # In the detector's own words: without a name, red cells would be cells of the dataset's kinds.
+        found = findings(self.found, dataset, relabel=False)[0] if self.found else None
         place = folder / "dataset"
         shutil.rmtree(place, ignore_errors=True)
         made, problems = backgrounds(dataset, place, seed=self.seed, found=found)
@@ -316,92 +357,6 @@ class PseudoLabelsStep(Step):
         bare = some.with_columns(fold=pl.Series("fold", [None] * len(some), some.frame.schema["fold"]))
         Dataset(bare, Cells(frame, kept.labels), self.name, (step,)).write(folder)
         return {"images": len(bare), "of": len(images)}
-
-
-# -- models ---------------------------------------------------------------------------------------
-
-
-class TrainStep(Step):
-    """Train a model; see `cytolens train`."""
-
-    resumes = True
-    outside = ("recipe", "settings.weights")
-
-    @classmethod
-    def place(cls, name: str, given: str) -> Path | None:
-        """Public weights are known by their name."""
-        return Path(given) if name != "settings.weights" or Path(given).exists() else None
-
-    task: Literal["detect", "classify"]
-    data: tuple[Path, ...]
-    recipe: Path | None = None
-    start: Path | None = Field(default=None, description="a run whose weights are gone on from")
-    one_label: str | None = Field(default=None, description="detect: all cells are taught under this one name")
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    def check(self) -> None:
-        """The settings are those of the task."""
-        from cytolens.run.training import training_settings
-
-        training_settings(self.task, self.recipe, tables=self.settings)
-
-    def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
-        """A run folder with a bundle."""
-        from cytolens.run.training import prepared, train, training_settings
-
-        settings = training_settings(self.task, self.recipe, tables=self.settings)
-        if self.start is not None:
-            settings = settings.model_copy(update={"weights": str(self.start / "weights.safetensors")})
-        datasets = [Dataset.read(place) for place in self.data]
-        if self.one_label is not None:
-            datasets = [as_one_label(dataset, self.one_label) for dataset in datasets]
-        dataset = prepared(datasets, settings, None, notify)
-        result = train(settings, dataset, folder, resume=True, notify=notify)
-        return {"bundle": result.bundle.hash, **result.bundle.info.training["result"]}
-
-
-class PredictStep(Step):
-    """Look at a dataset's images with a bundle; see `cytolens predict`."""
-
-    outside = ("bundle",)
-
-    @classmethod
-    def place(cls, name: str, given: str) -> Path | None:
-        """A bundle, shipped or not, is known by its description, which holds the hashes of its files."""
-        from cytolens.bundle import find
-
-        return find(given) / "bundle.json"
-
-    dataset: Path
-    bundle: Path
-    where: str | None = Field(default=None, description='only some images, such as "fold = 0"')
-    boxes: tuple[Path, ...] = Field(default=(), description="what was found there; only named, not looked for")
-    jobs: int = 0
-    tta: Literal["bundle", "none", "flip", "flips", "all"] = "bundle"
-
-    def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
-        """What `cytolens predict --format cells` leaves."""
-        from cytolens.bundle import Bundle
-        from cytolens.evaluate import read_found
-        from cytolens.predict.fields import image_rows, predict_images
-        from cytolens.predict.outputs import write_outputs
-        from cytolens.predict.pipeline import Predictor, PredictSettings
-
-        settings = PredictSettings(jobs=self.jobs, tta=self.tta)
-        predictor = Predictor(Bundle.load(self.bundle), settings)
-        rows = image_rows([self.dataset], where=self.where)
-        given = None
-        if self.boxes:
-            parts = [read_found(place)[0] for place in self.boxes]
-            given = parts[0].concat(*parts[1:])
-        prediction = predict_images(predictor, rows, boxes=given)
-        if prediction.failed:
-            first = f"{len(prediction.failed)} of {len(rows)} images could not be read, first: {prediction.failed[0]}"
-            if len(prediction.failed) == len(rows):
-                raise DatasetError(first)
-            notify(first)
-        summary = write_outputs(prediction, predictor.bundle, folder, ("cells",), settings)
-        return {name: summary[name] for name in ("images", "failed", "cells", "ms_per_image")}
 
 
 # -- what several steps need ----------------------------------------------------------------------

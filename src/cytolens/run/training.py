@@ -20,22 +20,31 @@ from cytolens.labels import LabelSet
 from cytolens.models.checkpoint import load_matching
 from cytolens.models.public_weights import WEIGHTS, starting_weights
 from cytolens.predict.calibrate import detection_thresholds, field_ranges
+from cytolens.predict.ensemble import detector_of
 from cytolens.predict.exam import make_exam
 from cytolens.predict.familiarity import FILE, field_measures
 from cytolens.predict.fields import predict_images
 from cytolens.predict.pipeline import Predictor, PredictSettings
-from cytolens.predict.session import Classifier, session
+from cytolens.predict.session import ATTRIBUTES_FILE, Classifier, session
 from cytolens.prepare import stain
 from cytolens.prepare.crops import relocated
 from cytolens.problems import BundleError, DatasetError, Problems, SettingError, listing
-from cytolens.run.calibration import answers, calibrated, calibrated_values, familiarity, of_names, of_values
+from cytolens.run.calibration import (
+    answers,
+    calibrated,
+    calibrated_values,
+    familiarity,
+    of_names,
+    of_values,
+    region_answers,
+    uncalibrated,
+)
 from cytolens.settings import checked, overlaid, read_recipe, with_overrides
 from cytolens.tasks import attributes, classify
-from cytolens.tasks.attributes import AttributeOutput
-from cytolens.train import classification, description, detection, multilabel
+from cytolens.train import classification, description, detection, multilabel, region_description
 from cytolens.train.background_squares import BackgroundSquares
 from cytolens.train.batches import Samples, readable, tuning_part
-from cytolens.train.export import export_classifier, export_detector
+from cytolens.train.export import export_classifier, export_detector, export_regions
 from cytolens.train.fit import Plan, check_run, fit
 
 TASKS = {"detect": detection.DetectTraining, "classify": classification.ClassifyTraining}
@@ -118,14 +127,12 @@ def prepared(datasets: Sequence[Dataset], settings: Any, boxes: Cells | None, no
 
 
 def labels_to_learn(datasets: Sequence[Dataset], settings: Any) -> LabelSet:
-    """The labels of the settings, or else of the first dataset; for a classifier with the attributes to learn.
+    """The labels of the settings, or else of the first dataset, with the attributes to learn.
 
     Raises:
         LabelError: there are no labels, or no dataset has an attribute that is named.
     """
     labels = detection.label_set(datasets[0], settings.labels)
-    if settings.task != "classify":
-        return labels
     there = {a.column: a for dataset in datasets for a in dataset.labels.attributes}
     return replace(labels, attributes=attributes.chosen(there.values(), settings.attributes))
 
@@ -234,7 +241,9 @@ def _detect_plan(settings: Any, learning: Dataset, tuning: Dataset, problems: Pr
     batches = detection.tuning_batches(tuning, settings, problems)
     readable_tuning = detection.only_readable(tuning, [batch[2] for batch in batches])
     return Plan(
-        module=detection.DetectModule(settings, readable_tuning),
+        module=region_description.DescribingDetectModule(settings, readable_tuning, samples)
+        if settings.attributes
+        else detection.DetectModule(settings, readable_tuning),
         samples=Samples(detection.sample_maker(samples, settings), len(samples), settings.seed),
         weights=None,
         collate=detection.collate,
@@ -316,14 +325,23 @@ def _commit() -> str | None:
 
 
 def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
-    """Export, then choose each label's threshold on the tuning part."""
+    """Export, then choose each label's threshold on the tuning part, and learn how sure attributes are."""
     export_detector(network, run / "model.onnx", settings.input.side_px)
+    if settings.attributes:
+        export_regions(network, run / ATTRIBUTES_FILE)
     roles = {learning.labels.role(name): name for name in learning.labels.names}
     ruler = _red_cell_px(learning, roles.get("erythrocyte"), settings.input.side_px)
     info = _info(settings, learning, run, detect_input=settings.input, detect_output=settings.output)
     info = info.model_copy(update={"architecture": {"model": settings.model, "red_cell_px": ruler}})
     info = info.model_copy(update={"field_ranges": _ranges(learning)})
+    if settings.attributes:
+        info = info.model_copy(update={"attribute_output": uncalibrated(settings.attribute_loss, learning.cells)})
     bundle = write_bundle(run / "bundle", info, _files(run))
+    if info.attribute_output is not None:
+        batches = detection.tuning_batches(tuning, settings, Problems())
+        tuned = region_answers(detector_of(bundle), batches, tuning, settings.output)
+        told = calibrated_values(info.attribute_output, tuned, learning.labels, settings.attribute_wrong)
+        info = info.model_copy(update={"attribute_output": told})
     found = predict_images(Predictor(bundle, PredictSettings(whole_px=10**9)), tuning.images.rows())
     thresholds = detection_thresholds(tuning.cells, found.cells.relabel(tuning.labels), found.images.ids)
     output = settings.output.model_copy(update={"thresholds": thresholds})
@@ -331,7 +349,8 @@ def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Datas
 
 
 def _files(run: Path) -> dict[str, Path | bytes]:
-    return {"model.onnx": run / "model.onnx", "weights.safetensors": run / "weights.safetensors"}
+    names = ("model.onnx", ATTRIBUTES_FILE, "weights.safetensors")
+    return {name: run / name for name in names if name != ATTRIBUTES_FILE or (run / name).exists()}
 
 
 def _red_cell_px(dataset: Dataset, red: str | None, side_px: int) -> float:
@@ -364,10 +383,7 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
         answers(classifier, batches(part, settings, Problems()), output.views) for part in (learning, tuning)
     )
     if settings.attributes:
-        spoken = AttributeOutput(
-            outputs="sigmoid" if settings.attribute_loss == "asymmetric" else "softmax",
-            kinds=attributes.shares_by_kind(learning.cells),
-        )
+        spoken = uncalibrated(settings.attribute_loss, learning.cells)
         told = calibrated_values(spoken, of_values(tuned, learning.labels), learning.labels, settings.attribute_wrong)
         info = info.model_copy(update={"attribute_output": told})
         learnt, tuned = of_names(learnt, learning.labels), of_names(tuned, learning.labels)

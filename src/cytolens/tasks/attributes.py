@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from cytolens import boxes as box
+from cytolens import match
 from cytolens.cells import Cells
 from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.problems import LabelError, did_you_mean, listing
@@ -70,10 +72,26 @@ def widths(attributes: Iterable[AttributeSchema]) -> tuple[int, ...]:
 
 
 def value_indices(cells: Cells) -> NDArray[np.int8]:
-    """The index of each attribute's value, −1 where it is not known; shape (N, A)."""
+    """The index of each attribute's value, −1 where it is not known; shape (N, A). Artefacts have none."""
     columns = [cells.frame[a.column].to_physical() for a in cells.labels.attributes]
     table = [column.cast(int).fill_null(UNKNOWN).to_numpy() for column in columns]
-    return np.array(table, np.int8).reshape(len(table), len(cells)).T
+    indices = np.array(table, np.int8).reshape(len(table), len(cells)).T
+    if not len(table):
+        return indices
+    no_cells = [name for name in cells.labels.names if cells.labels.role(name) == "artefact"]
+    bare = cells.frame["label"].cast(str).is_in(no_cells).fill_null(False).to_numpy()
+    return np.where(bare[:, None], np.int8(UNKNOWN), indices)
+
+
+def known_partners(truth: Cells, boxes: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
+    """Which findings of one image, boxes (N, 4), are cells with a value, and the indices of their values (M, A).
+
+    Findings are told from each other by overlap alone, whatever they are called.
+    """
+    known = value_indices(truth)
+    rows = np.flatnonzero((known != UNKNOWN).any(axis=1) & ~truth.frame["ignore"].to_numpy())
+    pairs = match.pair(box.iou(boxes, truth.boxes()[rows]), np.zeros(len(rows), bool))
+    return pairs.found, known[rows[pairs.truth]]
 
 
 def known(cells: Cells) -> NDArray[np.bool_] | NDArray[np.int8]:

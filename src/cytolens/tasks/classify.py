@@ -77,10 +77,10 @@ def pictures(
     side = settings.side_px
     if not len(cells):
         return np.zeros((0, side, side, 3), np.uint8)
-    lookup = stain.table(field or stain.measure(pixels), settings.stain)
+    change = stain.change(field or stain.measure(pixels), settings.stain)
     size_wh = (pixels.shape[1], pixels.shape[0])
     cut = [crop_view(cell, size_wh, settings).pixels(pixels) for cell in cells]
-    return np.stack([stain.normalise(one, lookup) for one in cut])
+    return np.stack([stain.normalise(one, change) for one in cut])
 
 
 def probabilities(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:

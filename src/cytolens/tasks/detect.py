@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from cytolens.prepare.stain import FieldStain, StainSettings
 from cytolens.views import View, fitted
 
 MULTIPLE = 32  # the largest stride
+EARLY_MAPS = ("map_4", "map_8")  # what an exported detector calls the maps that attributes are read from
 BORDER = 114  # the grey that the published networks know as "outside"
 
 
@@ -62,11 +63,24 @@ class Fusion(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Boxes of one field (N, 4) in its pixels, class indices (N,) and scores (N,), best first."""
+    """What was found in one field, best first.
+
+    Attributes:
+        boxes: in pixels of the field, shape (N, 4).
+        classes: class indices, shape (N,).
+        scores: shape (N,).
+        attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
+    """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.intp]
     scores: NDArray[np.float32]
+    attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def kept(self, rows: NDArray[np.intp]) -> Findings:
+        """Some of them, in the order of the rows."""
+        told = {column: table[rows] for column, table in self.attributes.items()}
+        return Findings(self.boxes[rows], self.classes[rows], self.scores[rows], told)
 
 
 def picture(
@@ -88,9 +102,9 @@ def picture(
     view, inner = fitted((width, height), settings.side_px, MULTIPLE)
     shrink = max(width / inner[0], height / inner[1])
     scaled = cv2.resize(pixels, inner, interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
-    lookup = stain.table(field or stain.measure(pixels), settings.stain)
+    change = stain.change(field or stain.measure(pixels), settings.stain)
     canvas = np.full((view.wh[1], view.wh[0], 3), BORDER, np.uint8)
-    canvas[: inner[1], : inner[0]] = stain.normalise(np.asarray(scaled, np.uint8), lookup)
+    canvas[: inner[1], : inner[0]] = stain.normalise(np.asarray(scaled, np.uint8), change)
     return canvas, view
 
 

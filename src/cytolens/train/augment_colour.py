@@ -15,11 +15,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from cytolens.prepare.stain import WHITE
+from cytolens.prepare.stain_colour import WHITE, restained
 
 Pixels = NDArray[np.uint8]
-
-_DENSITY = (-np.log(np.clip(np.arange(256) / WHITE, 1 / 255, None))).astype(np.float32)
 
 
 class ColourAugment(BaseModel):
@@ -55,20 +53,15 @@ def vary_colour(pixels: Pixels, settings: ColourAugment, random: Generator) -> P
 
 
 def _vary_stain(pixels: Pixels, settings: ColourAugment, random: Generator) -> Pixels:
-    import cv2
-
     k = settings.stain
     mixing = np.eye(3) * np.exp(random.normal(0, 0.25 * k)) + random.normal(0, 0.08 * k, (3, 3))
     mixing *= np.exp(random.normal(0, 0.15 * k, (3, 1)))
     if random.random() < settings.weak:
         mixing *= np.exp(random.uniform(np.log(settings.weakest), 0.1))
-    density = cv2.transform(cv2.LUT(pixels, _DENSITY), mixing.astype(np.float32))
-    if random.random() < settings.gamma:
-        density = np.sign(density) * np.abs(density) ** np.float32(np.exp(random.uniform(-0.3, 0.3)))
+    bend = float(np.exp(random.uniform(-0.3, 0.3))) if random.random() < settings.gamma else 1.0
     lamp = WHITE * np.exp(random.normal(0, 0.06 * settings.white_balance, 3))
     lift = random.uniform(-20, 20) * settings.white_balance if random.random() < 0.3 else 0.0
-    light = cv2.exp(-density) * lamp.astype(np.float32) + np.float32(lift)
-    return np.clip(light, 0, 255).astype(np.uint8)
+    return restained(pixels, mixing, lamp, bend=bend, lift=lift)
 
 
 def _vary_hue(pixels: Pixels, settings: ColourAugment, random: Generator) -> Pixels:

@@ -6,7 +6,7 @@ is dropped here (`least_left`), which the reference keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,10 @@ class FieldSample:
         classes: shape (G,), int64.
         ignored: which truths are not scored, shape (G,), bool.
         incomplete: which classes are not annotated exhaustively, shape (C,), bool.
+        values: index of each attribute's value or −1, shape (G, A); A is 0 where attributes are not learnt.
+        sides_px: root of each box's area in px of the network's input as prediction shows the field, shape (G,); what
+            scales the field afterwards leaves it as it is.
+        regions: what attributes are read from, shape (G, 4); None: the boxes.
     """
 
     pixels: Pixels
@@ -38,10 +42,33 @@ class FieldSample:
     classes: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     incomplete: NDArray[np.bool_]
+    values: NDArray[np.int8]
+    sides_px: NDArray[np.float32]
+    regions: NDArray[np.float32] | None = None
 
     def kept(self, keep: NDArray[np.bool_]) -> FieldSample:
         """The sample with some of its truths."""
-        return replace(self, boxes=self.boxes[keep], classes=self.classes[keep], ignored=self.ignored[keep])
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            classes=self.classes[keep],
+            ignored=self.ignored[keep],
+            values=self.values[keep],
+            sides_px=self.sides_px[keep],
+        )
+
+    @classmethod
+    def together(cls, pixels: Pixels, parts: Sequence[FieldSample]) -> FieldSample:
+        """One sample of these pixels with the truths of several, whose boxes are in them already."""
+        return cls(
+            pixels,
+            np.concatenate([part.boxes for part in parts]),
+            np.concatenate([part.classes for part in parts]),
+            np.concatenate([part.ignored for part in parts]),
+            np.logical_or.reduce([part.incomplete for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.sides_px for part in parts]),
+        )
 
 
 class FieldAugment(BaseModel):
@@ -89,6 +116,15 @@ def augmented(
         sample = _single(load(index), side_px, settings, random)
     sample = _flipped_and_turned(sample, settings, random)
     return replace(sample, pixels=vary_colour(sample.pixels, settings.colour, random))
+
+
+def with_regions(sample: FieldSample, least_iou: float, random: Generator) -> FieldSample:
+    """The sample with regions for its attributes: its boxes, moved a little as a detector's are."""
+    side_px = sample.pixels.shape[0]
+    moved = box.jittered(sample.boxes, least_iou, random)
+    grown = np.sqrt(box.areas(moved) / np.maximum(box.areas(sample.boxes), 1e-9))
+    regions = box.clip(moved, side_px, side_px).astype(np.float32)
+    return replace(sample, regions=regions, sides_px=(sample.sides_px * grown).astype(np.float32))
 
 
 def _warped(sample: FieldSample, matrix: NDArray[np.float64], side_px: int, least_left: float) -> FieldSample:
@@ -160,13 +196,7 @@ def _mosaic(samples: list[FieldSample], side_px: int, settings: FieldAugment, ra
         ratio = np.array([inner[0] / width, inner[1] / height] * 2, np.float32)
         placed = sample.boxes * ratio + np.array([left, top] * 2, np.float32)
         parts.append(_cut(replace(sample, boxes=placed), 2 * side_px, settings.least_left))
-    joined = FieldSample(
-        canvas,
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.classes for part in parts]),
-        np.concatenate([part.ignored for part in parts]),
-        np.logical_or.reduce([part.incomplete for part in parts]),
-    )
+    joined = FieldSample.together(canvas, parts)
     low, high = np.log(settings.mosaic_scale)
     shift = random.uniform(-1, 1, 2) * settings.translate * side_px
     to = (side_px / 2 + shift[0], side_px / 2 + shift[1])
@@ -181,13 +211,8 @@ def _mixup(sample: FieldSample, other: FieldSample, settings: FieldAugment, rand
     side_px = sample.pixels.shape[0]
     calm = settings.model_copy(update={"scale": settings.mixup_scale, "rotate_deg": 0.0, "shear_deg": 0.0})
     second = _single(other, side_px, calm, random)
-    return FieldSample(
-        ((sample.pixels.astype(np.uint16) + second.pixels) // 2).astype(np.uint8),
-        np.concatenate([sample.boxes, second.boxes]),
-        np.concatenate([sample.classes, second.classes]),
-        np.concatenate([sample.ignored, second.ignored]),
-        sample.incomplete | second.incomplete,
-    )
+    pixels = ((sample.pixels.astype(np.uint16) + second.pixels) // 2).astype(np.uint8)
+    return FieldSample.together(pixels, (sample, second))
 
 
 def _flipped_and_turned(sample: FieldSample, settings: FieldAugment, random: Generator) -> FieldSample:

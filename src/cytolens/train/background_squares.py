@@ -41,10 +41,10 @@ class BackgroundSquares:
         self._settings = settings
         paths = _empty(dataset)
         self._paths: list[Path] = []
-        self._lookups: list[NDArray[np.uint8]] = []
+        self._changes: list[stain.Change] = []
         for position, pixels in readable(paths, problems) if paths else ():
             self._paths.append(Path(paths[position]))
-            self._lookups.append(stain.table(stain.measure(pixels), settings.input.stain))
+            self._changes.append(stain.change(stain.measure(pixels), settings.input.stain))
         self.count = len(self._paths)
 
     @classmethod
@@ -89,7 +89,7 @@ class BackgroundSquares:
         self, index: int, pixels: NDArray[np.uint8], square: NDArray[np.float64], side_px: int
     ) -> NDArray[np.uint8]:
         view = crop((pixels.shape[1], pixels.shape[0]), square, side_px)
-        return stain.normalise(view.pixels(pixels), self._lookups[index])
+        return stain.normalise(view.pixels(pixels), self._changes[index])
 
 
 def _empty(dataset: Dataset) -> list[str]:

@@ -54,14 +54,14 @@ class StoredCells:
         for position, pixels in readable([row["path"] for row in rows], problems):
             cells = by_image[rows[position]["image_id"]]
             size_wh = (pixels.shape[1], pixels.shape[0])
-            lookup = stain.table(stain.measure(pixels), settings.input.stain)
+            change = stain.change(stain.measure(pixels), settings.input.stain)
             told = zip(cells.boxes(), cells.label_names(), attributes.known(cells), strict=True)
             for cell, name, row in told:
                 if not box.valid(cell, *size_wh)[0]:
                     continue
                 cut = region(cell, size_wh, settings.input)
                 around = box.from_centre_size(box.to_centre_size(cut) * [1, 1, STORE, STORE])[0]
-                stored.append(stain.normalise(crop(size_wh, around, self.side_px).pixels(pixels), lookup))
+                stored.append(stain.normalise(crop(size_wh, around, self.side_px).pixels(pixels), change))
                 names.append(name or "")
                 known.append(row)
                 zooms.append(box.sizes_wh(cut).max() / max(size_wh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,8 +25,9 @@ from cytolens.models import catalog
 from cytolens.models.yolox import decode
 from cytolens.prepare import stain
 from cytolens.problems import LabelError, Problems
-from cytolens.tasks.detect import MULTIPLE, DetectInput, DetectOutput, findings, picture
-from cytolens.train.augment_field import FieldAugment, FieldSample, augmented
+from cytolens.tasks.attributes import value_indices, widths
+from cytolens.tasks.detect import MULTIPLE, DetectInput, DetectOutput, Findings, findings, picture
+from cytolens.train.augment_field import FieldAugment, FieldSample, augmented, with_regions
 from cytolens.train.batches import readable
 from cytolens.train.detection_loss import Truth, detection_losses
 from cytolens.train.optimiser import optimiser_and_schedule
@@ -63,6 +65,35 @@ class DetectTraining(BaseModel):
     believed_cost: float = Field(
         default=0.0, ge=0, le=1, description="what such a finding costs, as a share of any other background"
     )
+    attributes: tuple[str, ...] = Field(
+        default=(),
+        description="attributes to learn beside the boxes, from the detector's own maps: schemas, such as "
+        "leukemia_attri, or columns, such as wbcatt.cell_size; empty: none",
+    )
+    attribute_share: float = Field(default=1.0, ge=0, description="weight of the attributes' loss beside the boxes'")
+    attribute_loss: Literal["cross-entropy", "asymmetric"] = Field(
+        default="cross-entropy",
+        description="cross-entropy: of one value of many; asymmetric: of each value by itself, as AttriDet learns",
+    )
+    attribute_balance: float = Field(
+        default=0.0, ge=0, le=1, description="0: every cell weighs the same; 1: all values of an attribute do together"
+    )
+    attribute_wrong: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="largest share of wrong values among those given, on the tuning part; less sure ones are left "
+        "open. None: a value is always given",
+    )
+    attribute_head: Literal["small", "attridet"] = Field(
+        default="small", description="shape of the head: small for a CPU, attridet as LeukemiaAttri's authors have it"
+    )
+    attribute_gradient: float = Field(
+        default=1.0, ge=0, le=1, description="share of the attributes' gradient that reaches the detector; 0: none"
+    )
+    attribute_iou: float = Field(
+        default=0.6, gt=0, lt=1, description="overlap that regions to learn from keep with the annotated boxes"
+    )
     optimise: Optimise = Optimise()
     hardware: Hardware = Hardware()
 
@@ -83,7 +114,7 @@ def fields(dataset: Dataset, input_settings: DetectInput, problems: Problems) ->
     for position, pixels in readable([row["path"] for row in rows], problems):
         row = rows[position]
         cells = by_image.get(row["image_id"], Cells.empty(labels))
-        lookup = stain.table(stain.measure(pixels), input_settings.stain)
+        change = stain.change(stain.measure(pixels), input_settings.stain)
         height, width = pixels.shape[:2]
         scale = min(1.0, most_px / max(height, width))
         if scale < 1:
@@ -92,13 +123,16 @@ def fields(dataset: Dataset, input_settings: DetectInput, problems: Problems) ->
         first = cells.frame.select(pl.struct(*BOX_COLUMNS, "label").is_first_distinct()).to_series().to_numpy()
         named = first & cells.frame["label"].is_not_null().to_numpy() & box.valid(clipped)
         complete = row["complete_for"]
+        shown = input_settings.side_px / max(height, width)
         samples.append(
             FieldSample(
-                pixels=stain.normalise(pixels, lookup),
+                pixels=stain.normalise(pixels, change),
                 boxes=clipped[named] * np.float32(scale),
                 classes=cells.frame["label"].to_physical().to_numpy()[named].astype(np.int64),
                 ignored=cells.frame["ignore"].to_numpy()[named],
                 incomplete=np.array([complete is not None and name not in complete for name in labels.names], bool),
+                values=value_indices(cells)[named],
+                sides_px=(np.sqrt(box.areas(clipped[named])) * shown).astype(np.float32),
             )
         )
     return samples
@@ -110,9 +144,10 @@ def sample_maker(samples: list[FieldSample], settings: DetectTraining) -> Callab
 
     def make(index: int, random: Generator, epoch: int) -> FieldSample:
         closing = epoch >= closing_from
-        return augmented(
+        sample = augmented(
             index, len(samples), samples.__getitem__, settings.input.side_px, settings.augment, random, closing
         )
+        return with_regions(sample, settings.attribute_iou, random) if settings.attributes else sample
 
     return make
 
@@ -130,16 +165,19 @@ def _truth(sample: FieldSample) -> Truth:
         classes=torch.from_numpy(sample.classes[scored]),
         ignored=torch.from_numpy(np.ascontiguousarray(sample.boxes[sample.ignored])),
         incomplete=torch.from_numpy(sample.incomplete),
+        regions=None if sample.regions is None else torch.from_numpy(sample.regions[scored]),
+        sides_px=torch.from_numpy(sample.sides_px[scored]),
+        values=torch.from_numpy(sample.values[scored]),
     )
 
 
 def label_set(dataset: Dataset, names: tuple[str, ...]) -> LabelSet:
-    """The labels to find.
+    """The labels to find, without attributes.
 
     Raises:
         LabelError: the dataset has no labels at all.
     """
-    labels = LabelSet.of(names) if names else dataset.labels
+    labels = LabelSet.of(names) if names else replace(dataset.labels, attributes=())
     if not len(labels):
         raise LabelError("the dataset has no labels, so there is nothing to find; import it with its classes")
     return labels
@@ -152,7 +190,9 @@ class DetectModule(LightningModule):
         super().__init__()
         self.settings = settings
         self.tuning = tuning
-        self.network = catalog.detector(settings.model, len(tuning.labels))
+        self.network = catalog.detector(
+            settings.model, len(tuning.labels), widths(tuning.labels.attributes), settings.attribute_head
+        )
         self._found: list[Cells] = []
 
     def configure_optimizers(self) -> Any:
@@ -167,20 +207,27 @@ class DetectModule(LightningModule):
         if self.settings.hardware.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         closing = self.current_epoch >= self.settings.optimise.epochs - self.settings.optimise.closing_epochs
+        truths = [truth.to(images.device) for truth in truths]
+        raw, more = self.said(images, truths)
         losses = detection_losses(
-            self.network(images),
-            [_moved(truth, images.device) for truth in truths],
+            raw,
+            truths,
             (images.shape[2], images.shape[3]),
             box=self.settings.box_loss,
             with_l1=closing,
             believed_from=self.settings.believed_from,
             believed_cost=self.settings.believed_cost,
         )
-        parts = {"loss": losses.total, "loss_box": losses.box, "loss_objectness": losses.objectness}
-        parts |= {"loss_classes": losses.classes, "loss_l1": losses.l1}
+        total = losses.total + sum(more.values())
+        parts = {"loss": total, "loss_box": losses.box, "loss_objectness": losses.objectness}
+        parts |= {"loss_classes": losses.classes, "loss_l1": losses.l1, **more}
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images))
-        self.log("loss_now", losses.total, prog_bar=True, logger=False)
-        return losses.total
+        self.log("loss_now", total, prog_bar=True, logger=False)
+        return total
+
+    def said(self, images: Tensor, truths: list[Truth]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The raw output (B, L, 5 + C) for images (B, 3, S, S), and losses by name that are added to its own."""
+        return self.network(images), {}
 
     def _at_another_scale(self, images: Tensor, truths: list[Truth]) -> tuple[Tensor, list[Truth]]:
         """The batch at a side that changes every ten steps."""
@@ -194,14 +241,14 @@ class DetectModule(LightningModule):
             return images, truths
         ratio = side / images.shape[2]
         smaller = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=ratio < 0.8)
-        scaled = [Truth(t.boxes * ratio, t.classes, t.ignored * ratio, t.incomplete) for t in truths]
-        return smaller, scaled
+        return smaller, [truth.scaled(ratio) for truth in truths]
 
     def validation_step(self, batch: tuple[NDArray[np.uint8], View, str], _: int) -> None:
         """Find the cells of one image of the tuning part."""
         pixels, view, image_id = batch
         tensor = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy()).to(self.device)[None].float()
-        raw = self.network(tensor).float()
+        raw, maps = self.network.look(tensor)
+        raw = raw.float()
         boxes = decode(raw, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
         scores = (raw[0, :, 5:].sigmoid() * raw[0, :, 4:5].sigmoid()).cpu().numpy()
         found = findings(boxes, scores, view, self.settings.output)
@@ -216,6 +263,10 @@ class DetectModule(LightningModule):
                 source="training",
             )
         )
+        self.describe(found, view, maps, image_id)
+
+    def describe(self, found: Findings, view: View, maps: tuple[Tensor, Tensor], image_id: str) -> None:
+        """Look at what was found in one image of the tuning part, with the maps that it was found in."""
 
     def on_validation_epoch_end(self) -> None:
         """Score what was found."""
@@ -230,13 +281,11 @@ class DetectModule(LightningModule):
             values[f"ap50 {name}"] = scores["ap50"] or 0.0
         self.log_dict(values)
         # Both count: .50 is what users read, .50:.95 keeps boxes tight and is less coarse on few images.
-        self.log("score", (values["map50"] + values["map50_95"]) / 2, prog_bar=True)
+        self.log("score", self.score((values["map50"] + values["map50_95"]) / 2), prog_bar=True)
 
-
-def _moved(truth: Truth, device: torch.device) -> Truth:
-    return Truth(
-        truth.boxes.to(device), truth.classes.to(device), truth.ignored.to(device), truth.incomplete.to(device)
-    )
+    def score(self, of_boxes: float) -> float:
+        """What the best epoch is chosen by."""
+        return of_boxes
 
 
 def tuning_batches(tuning: Dataset, settings: DetectTraining, problems: Problems) -> list[tuple[Any, View, str]]:

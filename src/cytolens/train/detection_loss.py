@@ -7,7 +7,7 @@ ignored truth, cost nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,28 @@ class Truth:
         classes: class indices, shape (G,), int64.
         ignored: boxes that are not scored, shape (I, 4).
         incomplete: which classes are not annotated exhaustively, shape (C,), bool.
+        regions: what attributes are read from, shape (G, 4); None: they are not learnt.
+        sides_px: of each cell, as in `FieldSample`, shape (G,).
+        values: index of each attribute's value or −1, shape (G, A).
     """
 
     boxes: Tensor
     classes: Tensor
     ignored: Tensor
     incomplete: Tensor
+    regions: Tensor | None = None
+    sides_px: Tensor | None = None
+    values: Tensor | None = None
+
+    def to(self, device: torch.device) -> Truth:
+        """The same on a device."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in given.items() if value is not None})
+
+    def scaled(self, ratio: float) -> Truth:
+        """The same in an input that is larger by a ratio."""
+        regions = None if self.regions is None else self.regions * ratio
+        return replace(self, boxes=self.boxes * ratio, ignored=self.ignored * ratio, regions=regions)
 
 
 @dataclass(frozen=True, slots=True)

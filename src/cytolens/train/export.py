@@ -1,8 +1,10 @@
 """From a trained network to ONNX, with what belongs to it inside: colour order, scaling, decoding.
 
-Both graphs take uint8 RGB pictures as they come from `tasks`, any number at once:
+The first two graphs take uint8 RGB pictures as they come from `tasks`, any number at once:
 
-* detector: ``images`` (B, H, W, 3) → ``boxes`` (B, L, 4) in input px, ``scores`` (B, L, C);
+* detector: ``images`` (B, H, W, 3) → ``boxes`` (B, L, 4) in input px, ``scores`` (B, L, C), and where it has attributes
+  the maps that these are read from: ``map_4`` (B, C, H/4, W/4), ``map_8`` (B, C′, H/8, W/8);
+* its attributes: these maps and ``regions`` (N, 5), image and box in input px → ``attributes`` (N, ΣV), logits;
 * classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D), and where it has attributes
   ``attributes`` (B, ΣV), their logits side by side.
 """
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cytolens.models.regions import RegionHead
 from cytolens.models.yolox import Yolox, decode
 from cytolens.problems import written
+from cytolens.tasks.detect import EARLY_MAPS
 
 _OPSET = 18
 
@@ -36,11 +40,24 @@ class DetectorGraph(nn.Module):
         order = [part * 3 + colour for part in range(4) for colour in (2, 1, 0)]
         stem.weight = nn.Parameter(stem.weight.detach()[:, order].clone())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 3) uint8 RGB → boxes (B, L, 4), scores (B, L, C)."""
-        raw = self.network(images.permute(0, 3, 1, 2).float())
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, H, W, 3) uint8 RGB → boxes (B, L, 4), scores (B, L, C), and with attributes the early maps."""
+        raw, maps = self.network.look(images.permute(0, 3, 1, 2).float())
         boxes = decode(raw, (images.shape[1], images.shape[2]))
-        return boxes, raw[..., 5:].sigmoid() * raw[..., 4:5].sigmoid()
+        scores = raw[..., 5:].sigmoid() * raw[..., 4:5].sigmoid()
+        return (boxes, scores) if self.network.attributes is None else (boxes, scores, *maps)
+
+
+class RegionGraph(nn.Module):
+    """A detector's head of attributes."""
+
+    def __init__(self, head: RegionHead) -> None:
+        super().__init__()
+        self.head = copy.deepcopy(head).eval()
+
+    def forward(self, map_4: Tensor, map_8: Tensor, regions: Tensor) -> Tensor:
+        """The early maps of pictures and regions (N, 5) in them → logits (N, ΣV)."""
+        return self.head((map_4, map_8), regions)
 
 
 class ClassifierGraph(nn.Module):
@@ -60,27 +77,49 @@ def export_detector(network: Yolox, path: Path, side_px: int) -> None:
     free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
     # Unequal sides, both of several strides: export takes equal or single ones for constants.
     example = torch.zeros(2, side_px, side_px + 32, 3, dtype=torch.uint8)
-    _export(DetectorGraph(network), example, path, ["boxes", "scores"], free)
+    maps = [] if network.attributes is None else list(EARLY_MAPS)
+    _export(DetectorGraph(network), {"images": (example, free)}, path, ["boxes", "scores", *maps])
+
+
+def export_regions(network: Yolox, path: Path) -> None:
+    """Write a detector's head of attributes as ONNX; pictures, their sides and regions stay free.
+
+    Raises:
+        ValueError: the detector has no attributes.
+    """
+    if network.attributes is None:
+        raise ValueError("the detector has no attributes")
+    batch = torch.export.Dim("batch", min=1)
+    inputs: dict[str, tuple[Tensor, Mapping[int, object]]] = {}
+    for name, channels, side in zip(EARLY_MAPS, network.attributes.channels, (24, 12), strict=True):
+        free = {0: batch, 2: torch.export.Dim(f"rows_{name}", min=2), 3: torch.export.Dim(f"columns_{name}", min=2)}
+        inputs[name] = (torch.zeros(2, channels, side, side + 4), free)
+    regions = torch.tensor([[0.0, 8, 8, 40, 48], [1, 16, 4, 60, 36], [1, 0, 0, 30, 30]])
+    inputs["regions"] = (regions, {0: torch.export.Dim("cells", min=1)})
+    _export(RegionGraph(network.attributes), inputs, path, ["attributes"])
 
 
 def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
     """Write a classifier as ONNX; the batch stays free."""
     example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
     outputs = ["logits", "embedding", *(["attributes"] if getattr(network, "attributes", None) is not None else [])]
-    _export(ClassifierGraph(network), example, path, outputs, {0: torch.export.Dim("batch", min=1)})
+    _export(ClassifierGraph(network), {"images": (example, {0: torch.export.Dim("batch", min=1)})}, path, outputs)
 
 
-def _export(graph: nn.Module, example: Tensor, path: Path, outputs: list[str], free: Mapping[int, object]) -> None:
+def _export(
+    graph: nn.Module, inputs: Mapping[str, tuple[Tensor, Mapping[int, object]]], path: Path, outputs: list[str]
+) -> None:
+    """Write a graph; its inputs, in order, are given by an example each and the axes that stay free."""
     graph = graph.float().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with written(path) as part, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own, about its inner workings
         program = torch.onnx.export(
             graph,
-            (example,),
-            input_names=["images"],
+            tuple(example for example, _ in inputs.values()),
+            input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=({**free},),
+            dynamic_shapes=tuple({**free} for _, free in inputs.values()),
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,

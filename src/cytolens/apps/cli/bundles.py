@@ -111,6 +111,9 @@ def export(
         if network is None:
             continue
         shutil.copyfile(network, out / f"{one.name}.onnx")
+        if (reader := one.file("attributes.onnx")) is not None:  # takes the maps that the network gives, and regions
+            shutil.copyfile(reader, out / f"{one.name}.attributes.onnx")
+            files.append(f"{one.name}.attributes.onnx")
         leaves = one.labels.leaves if one.info.task == "classify" else one.labels.names
         about = one.info.model_dump(mode="json", exclude_none=True) | {
             "output_labels": list(leaves),

@@ -62,6 +62,11 @@ def import_data(
     complete_for: Annotated[
         str | None, typer.Option(help="Labels that are annotated without gaps, such as WBC,Platelets. Default: all.")
     ] = None,
+    scanner: Annotated[
+        str | None, typer.Option(help="Microscope, with its camera, of all images, such as 'H C1'.")
+    ] = None,
+    magnification: Annotated[str | None, typer.Option(help="Of all images, such as 100x.")] = None,
+    stain: Annotated[str | None, typer.Option(help="Of all images, such as may-gruenwald-giemsa.")] = None,
     where: Where = None,
     allow_missing_images: Annotated[bool, typer.Option(help="Keep annotations whose image is not there.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
@@ -95,6 +100,7 @@ def import_data(
     )
     imported = formats.read(source, format, options)
     dataset, problems = imported.dataset, imported.problems
+    dataset = dataset.taken_with(stain=stain, scanner=scanner, magnification=magnification)
     dataset = dataset if where is None else dataset.select(where)
     if proportion is not None:
         dataset = unsqueezed(dataset, proportion, out / "images")

@@ -10,6 +10,7 @@ import typer
 
 from cytolens import __version__
 from cytolens.apps.cli import (
+    adapt,
     bundles,
     curation,
     data,
@@ -62,6 +63,7 @@ app.command()(split.split)
 app.command()(stats.stats)
 app.command()(noise.noise)
 app.command()(train.train)
+app.command()(adapt.adapt)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(fuse.fuse)
