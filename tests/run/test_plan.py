@@ -318,4 +318,6 @@ def test_a_recipe_of_ours_can_be_planned(file: Path, scale: str, tmp_path: Path)
     assert all(at[name] < at[one.name] for one in stages for name in one.takes)
     judged = [one for one in stages if one.stage.do in ("evaluate", "compare", "domains", "submission")]
     assert judged
+    if scale == "smoke":  # for any machine, alone or in a cluster
+        assert not any(one.stage.gpus for one in stages)
     assert not (tmp_path / "out").exists()
