@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,16 @@ def main() -> None:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         said: list[str] = []
 
+        def kill() -> None:
+            cluster.remove_node(nodes.pop(), allow_graceful=False)  # SIGKILL to all its processes
+            print(f"one of two nodes is killed after {options.after} stages", flush=True)
+
         def told(name: str, what: str, more: dict[str, Any]) -> None:
             said.append(what)
             if what == "note" and more["text"].startswith("begun again"):
                 print(f"{name}: {more['text']}", flush=True)
-            if said.count("done") == options.after and nodes:
-                cluster.remove_node(nodes.pop(), allow_graceful=False)  # SIGKILL to all its processes
-                print(f"one of two nodes is killed after {options.after} stages", flush=True)
+            if said.count("done") == options.after and what == "done":
+                threading.Timer(2.0, kill).start()  # by then both are at work again
 
         try:
             there = made(out / "ray", overrides, engine="ray", address=cluster.address, told=told)
