@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class _Counted:
     sure: int = 0
 
 
-class MeanTeacher(LightningModule):
+class MeanTeacher(LightningModule, ABC):
     """A network that learns from a running average of itself; `teacher` is what comes out.
 
     A batch is (calm, varied): the same pictures twice, uint8 (B, 3, H, W), cells at the same places for a detector.
@@ -77,9 +78,9 @@ class MeanTeacher(LightningModule):
             self, Optimise(epochs=how.epochs, closing_epochs=0, learning_rate=how.learning_rate, warmup_epochs=0)
         )
 
+    @abstractmethod
     def disagreement(self, calm: Tensor, varied: Tensor) -> tuple[Tensor, int]:
         """The student's loss against what the teacher is sure of, and of how much that is."""
-        raise NotImplementedError
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The loss of one batch."""
