@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A small data set in the layout of the Cytologia challenge, from PBC and TXL-PBC: images, train.csv, test.csv.
+# A small data set in the layout of the Cytologia challenge, from PBC (whose images TXL-PBC shares): images, train.csv, test.csv.
 #
 #   recipes/cytologia-data.sh DATA OUT [IMAGES_PER_LABEL]
 #
-# Train comes from the train parts, test from the validation parts. TXL-PBC's boxes are the annotated ones; PBC's are where
-# the shipped detector finds the one white cell. test-truth.csv holds what a challenge would keep to itself.
+# Train comes from the train part, test from the validation part. Boxes are where the shipped detector finds the one named
+# cell. test-truth.csv holds what a challenge would keep to itself.
 set -euo pipefail
 DATA=$(realpath "$1")
 mkdir -p "$2"
