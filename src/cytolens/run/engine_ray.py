@@ -7,8 +7,8 @@ A stage whose process or machine is lost is begun again elsewhere; a step that c
 left. A machine that is taken for lost may still be writing, so each attempt locks the stage first, and waits for the
 other to end.
 
-Where a stage fails, none is begun any more; those under way come to their end, for their results are kept, and then the
-first failure is raised. Ctrl-C ends them all.
+Where a stage fails, none is begun any more, which its task says before it ends; those under way come to their end, for
+their results are kept, and then the first failure is raised. Ctrl-C ends them all.
 """
 
 from __future__ import annotations
@@ -135,6 +135,10 @@ class _Run:
             _appeared(one, self.store)
         except TaskCancelledError:
             return  # withdrawn after another's failure
+        except _WithheldError:
+            if self.failure is None:  # the failure is not heard of yet, or its machine is lost and it is tried again
+                self.open.append(one)
+            return
         except Exception as error:
             self.told(one.name, "failed", {"text": str(error)})
             if self.failure is None:
@@ -188,12 +192,33 @@ def _attempt(one: Planned, store: Store, home: str, mailbox: Any) -> tuple[dict[
     settle(home, one.stage.cpus)
     try:
         with _alone(one, store, tell):
+            if not _may_begin(one, store, mailbox):
+                raise _WithheldError
             machines = _begun(one, store)
             tell("start" if len(machines) == 1 else "again", machines[-1])
             return do(one, store, lambda text: tell("note", text)), machines
+    except Exception as error:
+        # Before this task ends and its place is free: what waits for it begins sooner than the driver hears.
+        if not isinstance(error, _WithheldError):
+            sent[:] = [mailbox.fail.remote(one.name)]
+        raise
     finally:
         # One task's messages come in their order, so where the last has come, the driver hears all before the result.
         ray.wait(sent, timeout=_DELIVERY_S)
+
+
+class _WithheldError(Exception):
+    """A task was not begun, for another has failed."""
+
+
+def _may_begin(one: Planned, store: Store, mailbox: Any) -> bool:
+    """Whether nothing has failed so far; a stage that had begun before goes on all the same."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    with suppress(RayActorError):  # without a mailbox the driver alone withdraws
+        return ray.get(mailbox.begin.remote(one.name)) or _attempts(one, store).exists()
+    return True
 
 
 def _attempts(one: Planned, store: Store) -> Path:
@@ -234,6 +259,16 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str, str]] = []
+        self.failed: set[str] = set()
+
+    def fail(self, name: str) -> None:
+        """A stage has failed: no other is to begin."""
+        self.failed.add(name)
+
+    def begin(self, name: str) -> bool:
+        """Whether a stage may begin; one that is tried again has not failed yet."""
+        self.failed.discard(name)
+        return not self.failed
 
     def put(self, name: str, what: str, text: str) -> None:
         """Leave a message."""
