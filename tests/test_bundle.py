@@ -193,7 +193,7 @@ def test_another_version_is_refused(small: Bundle, version: object) -> None:
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
         ({"detect_input": {"side_px": 416, "sied": 3}}, r"detect_input\.sied: Extra inputs"),
         ({"detect_input": {"side_px": 415}}, r"detect_input\.side_px: Input should be a multiple of 32"),
-        ({"task": "fortune"}, "task: Input should be 'detect', 'classify' or 'pipeline'"),
+        ({"task": "fortune"}, "task: Input should be 'detect', 'classify', 'segment' or 'pipeline'"),
         ({"format": "other"}, "format: Input should be 'cytolens-bundle'"),
         ({"labels": {"names": ["a", "a"]}}, "labels: damaged"),
         ({"labels": {"names": 3}}, "labels: damaged"),

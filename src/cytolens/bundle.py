@@ -5,6 +5,7 @@ A folder::
     bundle.json          what it is: task, architecture, settings, labels, calibration, scores, licence, file hashes
     model.onnx           the network, pre- and post-processing inside where they can be
     attributes.onnx      detectors that describe: attributes of cells, from maps that model.onnx gives
+    trunk.onnx, boxes.onnx, masks.onnx    region networks: the three pieces of one network, in place of model.onnx
     weights.safetensors  for further training (may be left out)
     familiarity.npz      classifiers: what training cells look like, so that strangers are noticed (optional)
     exam/                pictures, the cells expected in them, the tolerance
@@ -32,6 +33,7 @@ from cytolens.problems import BundleError, LabelError, did_you_mean, listing, wr
 from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyInput, ClassifyOutput
 from cytolens.tasks.detect import DetectInput, DetectOutput, Fusion
+from cytolens.tasks.segment import SegmentInput, SegmentOutput
 
 if TYPE_CHECKING:
     from cytolens.predict.exam import ExamResult
@@ -49,7 +51,7 @@ class BundleInfo(BaseModel):
     format_version: int = FORMAT_VERSION
     name: str
     version: str = "1"
-    task: Literal["detect", "classify", "pipeline"]
+    task: Literal["detect", "classify", "segment", "pipeline"]
     description: str = ""
     architecture: dict[str, Any] = Field(default_factory=dict)
     labels: dict[str, Any] = Field(description="a label set, as LabelSet.to_dict gives it")
@@ -57,6 +59,8 @@ class BundleInfo(BaseModel):
     detect_output: DetectOutput | None = None
     classify_input: ClassifyInput | None = None
     classify_output: ClassifyOutput | None = None
+    segment_input: SegmentInput | None = None
+    segment_output: SegmentOutput | None = None
     attribute_output: AttributeOutput | None = Field(
         default=None, description="networks that give the labels' attributes, too: how they are read"
     )

@@ -54,6 +54,7 @@ class FieldCells:
         remarks: sentences about the field as a whole, for the report.
         reasons: why cells were referred: reason → which cells, shape (N,).
         attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
+        masks: COCO's run-length codes of the field (N), None for a cell without; None: no cell is outlined.
     """
 
     boxes: NDArray[np.float32]
@@ -65,6 +66,7 @@ class FieldCells:
     remarks: tuple[str, ...] = ()
     reasons: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    masks: list[bytes | None] | None = None
 
 
 class Predictor:
