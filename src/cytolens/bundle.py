@@ -33,6 +33,7 @@ from cytolens.problems import BundleError, LabelError, did_you_mean, listing, wr
 from cytolens.tasks.attributes import AttributeOutput
 from cytolens.tasks.classify import ClassifyInput, ClassifyOutput
 from cytolens.tasks.detect import DetectInput, DetectOutput, Fusion
+from cytolens.tasks.outlines import OutlineInput, OutlineOutput
 from cytolens.tasks.segment import SegmentInput, SegmentOutput
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class BundleInfo(BaseModel):
     classify_output: ClassifyOutput | None = None
     segment_input: SegmentInput | None = None
     segment_output: SegmentOutput | None = None
+    outline_input: OutlineInput | None = None
+    outline_output: OutlineOutput | None = None
     attribute_output: AttributeOutput | None = Field(
         default=None, description="networks that give the labels' attributes, too: how they are read"
     )

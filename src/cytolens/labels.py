@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cytolens.problems import LabelError, did_you_mean, listing
 
-Role = Literal["leukocyte", "erythroblast", "erythrocyte", "platelet", "lysed", "artefact"]
+Role = Literal["leukocyte", "erythroblast", "erythrocyte", "platelet", "lysed", "artefact", "part"]
 _TAXONOMY_FILE = Path(__file__).parent / "labels" / "blood.toml"
 
 

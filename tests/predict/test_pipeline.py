@@ -13,7 +13,8 @@ from cytolens import match
 from cytolens.bundle import Bundle
 from cytolens.labels import LabelSet
 from cytolens.predict.familiarity import FILE, Familiarity
-from cytolens.predict.pipeline import FieldCells, Predictor, PredictSettings
+from cytolens.predict.field_cells import FieldCells
+from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.predict.session import session
 from cytolens.prepare.stain import StainSettings
 from cytolens.problems import BundleError, SettingError

@@ -14,7 +14,8 @@ from cytolens.bundle import Bundle, write
 from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.predict import ensemble
 from cytolens.predict.describe import attribute_outputs
-from cytolens.predict.pipeline import FieldCells, Predictor, PredictSettings
+from cytolens.predict.field_cells import FieldCells
+from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.run.packing import pack_pipeline
 from cytolens.tasks.attributes import AttributeOutput
 from tests.predict.doubles import FOUND, ColourEyes, FixedNames, detecting, naming, painted

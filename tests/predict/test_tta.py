@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cytolens import boxes as box
 from cytolens.bundle import Bundle
 from cytolens.predict import tta
-from cytolens.predict.pipeline import FieldCells, Predictor, PredictSettings
+from cytolens.predict.field_cells import FieldCells
+from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.problems import SettingError
 from cytolens.tasks.classify import answers
 from cytolens.views import View, flip, quarter_turn

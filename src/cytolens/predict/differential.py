@@ -66,10 +66,16 @@ def differential(cells: Cells, images: Images, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
+def without_parts(cells: Cells) -> Cells:
+    """The cells without their nuclei and other parts, which stand in the table for their outlines."""
+    parts = [name for name in cells.labels.names if cells.labels.role(name) == "part"]
+    return cells.filter(~pl.col("label").cast(pl.String).is_in(parts).fill_null(False)) if parts else cells
+
+
 def _tally(cells: Cells, images: Images) -> _Tally:
     ids = images.ids
     place = pl.DataFrame({"image_id": ids, "row": range(len(ids))}, schema={"image_id": pl.String, "row": pl.Int64})
-    counted = cells.frame.filter(pl.col("counted") & ~pl.col("ignore")).join(place, on="image_id")
+    counted = without_parts(cells).frame.filter(pl.col("counted") & ~pl.col("ignore")).join(place, on="image_id")
     referred = np.bincount(counted.filter("refer")["row"].to_numpy(), minlength=len(ids))
     named = np.zeros((len(ids), len(cells.labels)), np.int64)
     good = counted.filter(~pl.col("refer") & pl.col("label").is_not_null())
@@ -110,7 +116,8 @@ def _rows(labels: LabelSet, image_id: str, counts: NDArray[np.int64], referred: 
     """The rows of one image (or all): leukocytes first, then the rest, then the referred cells."""
     sums = dict(zip(labels.names, (_cover(labels) @ counts).tolist(), strict=True))
     leukocytes = int(counts[_leukocytes(labels)].sum())
-    order = sorted(_line_up(labels), key=lambda entry: list(_PARTS).index(labels.role(entry[0])))
+    entries = [entry for entry in _line_up(labels) if labels.role(entry[0]) != "part"]
+    order = sorted(entries, key=lambda entry: list(_PARTS).index(labels.role(entry[0])))
     for name, depth in order:
         role = labels.role(name)
         row: dict[str, object] = {"image_id": image_id, "label": name, "part": _PARTS[role], "depth": depth}

@@ -22,13 +22,16 @@ from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.formats.file_metadata import metadata_of
 from cytolens.formats.regions import Regions, open_regions
+from cytolens.formats.run_lengths import code_of_positions, positions_of_code
 from cytolens.images import Images, find_images, load_image
-from cytolens.predict.pipeline import FieldCells, Predictor
+from cytolens.predict.field_cells import FieldCells
+from cytolens.predict.pipeline import Predictor
 from cytolens.predict.tiles import Window, kept, touches_inner_border, windows
 from cytolens.problems import DatasetError, ImageError, Problem, Problems
 from cytolens.tasks.attributes import values_given
 
 _BLOCK_PX = 4096  # side of the regions in which a large tiled file is looked at
+_OVERVIEW_PX = 1024
 Progress = Callable[[int, int], None]
 Task = tuple[dict[str, Any], Cells | None]  # a row of `Images`, and the cells to be named there; None: find them
 
@@ -274,6 +277,10 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
     """A large tiled file, block by block; cells cut by a block's border are taken from its neighbour."""
     row, said = _scaled(row, lambda: regions.um_per_px)
     size_wh, um_per_px = regions.size_wh, row.get("um_per_px")
+    known = row | {"sha256": regions.fingerprint(), "width_px": size_wh[0], "height_px": size_wh[1]}
+    if predictor.outlines_fields:
+        overview = regions.overview(_OVERVIEW_PX)
+        return ImageResult(known, predictor.through(regions.read, size_wh, overview), notes=("read by tiles", *said))
     blocks = windows(size_wh, _BLOCK_PX)
     notes = [f"read in {len(blocks)} regions", *said]
     if regions.pages > 1:
@@ -292,7 +299,6 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
         if red_cell_px is None:
             notes.append("no red cells were seen that tell its scale; --tile-px sets the size of the tiles")
     parts = [(block, predictor.field(_pixels_of(regions, block), um_per_px, red_cell_px)) for block in blocks]
-    known = row | {"sha256": regions.fingerprint(), "width_px": size_wh[0], "height_px": size_wh[1]}
     return ImageResult(known, joined_blocks(parts, size_wh), notes=tuple(notes))
 
 
@@ -335,7 +341,24 @@ def joined_blocks(parts: list[tuple[Window, FieldCells]], size_wh: tuple[int, in
         tuple(dict.fromkeys(remark for _, cells in parts for remark in cells.remarks)),
         reasons,
         _attributes_of([cells for _, cells in parts], keep),
+        _masks_of(parts, keep, size_wh),
     )
+
+
+def _masks_of(
+    parts: Sequence[tuple[Window, FieldCells]], keep: NDArray[np.intp], size_wh: tuple[int, int]
+) -> list[bytes | None] | None:
+    """The masks of the rows to keep, in the frame of the image; None: there are none."""
+    if all(cells.masks is None for _, cells in parts):
+        return None
+    owned = [(window, code) for window, cells in parts for code in cells.masks or [None] * len(cells.boxes)]
+    return [None if code is None else _moved(window, code, size_wh) for window, code in (owned[row] for row in keep)]
+
+
+def _moved(window: Window, code: bytes, size_wh: tuple[int, int]) -> bytes:
+    """A mask of a window as one of the image."""
+    x, y = np.divmod(positions_of_code(code, (window.width, window.height)), window.height)
+    return code_of_positions((x + window.x) * size_wh[1] + y + window.y, size_wh)
 
 
 def _attributes_of(parts: Sequence[FieldCells], keep: NDArray[np.intp] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -398,6 +421,7 @@ def _cells(predictor: Predictor, good: list[tuple[dict[str, Any], FieldCells]]) 
         attributes=attributes,
         counted=np.concatenate([cells.counted for _, cells in good]),
         refer=np.concatenate([cells.refer for _, cells in good]),
+        mask=[code for _, cells in good for code in cells.masks or [None] * len(cells.boxes)],
     )
 
 

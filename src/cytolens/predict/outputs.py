@@ -22,7 +22,7 @@ from cytolens.dataset import Dataset
 from cytolens.formats.regions import open_regions
 from cytolens.images import Images, load_image
 from cytolens.predict.blasts import BlastSettings, blasts
-from cytolens.predict.differential import differential
+from cytolens.predict.differential import differential, without_parts
 from cytolens.predict.fields import Prediction
 from cytolens.predict.sentences import sentences
 from cytolens.problems import ImageError, SettingError, did_you_mean, written
@@ -270,7 +270,7 @@ def _summary(
 ) -> dict[str, Any]:
     images = len(prediction.images)
     total = table.filter(pl.col("image_id") == table["image_id"][0]) if len(table) else table
-    counted = prediction.cells.frame.filter("counted")
+    counted = without_parts(prediction.cells).frame.filter("counted")
     return {
         "bundle": None if bundle is None else {"name": bundle.name, "hash": bundle.hash},
         "images": images,

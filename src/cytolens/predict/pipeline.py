@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from cytolens.predict.blasts import BlastSettings, blast_labels
 from cytolens.predict.describe import Describers, attribute_outputs
 from cytolens.predict.ensemble import Finders, Namers, given_labels, namers_of
 from cytolens.predict.familiarity import FILE, Familiarity, field_measures, outside
+from cytolens.predict.field_cells import FieldCells, of_outlines, with_outlines
+from cytolens.predict.outlining import CellOutliner, FieldOutliner, Read, shows
 from cytolens.predict.tiles import RED_CELL_UM, joined, red_cell_size, sampled, tile_from_ruler, windows
 from cytolens.predict.tta import Tta
 from cytolens.prepare import stain
@@ -41,34 +44,6 @@ class PredictSettings(BaseModel):
     tta: Tta = Field(default="bundle", description="views of each picture: none, flip, flips or all")
 
 
-@dataclass(frozen=True, slots=True)
-class FieldCells:
-    """What was found in one field; all arrays have one row per cell.
-
-    Attributes:
-        boxes: shape (N, 4).
-        labels: names, or None.
-        scores: shape (N,).
-        probabilities: shape (N, K); rows of NaN where no classifier spoke.
-        counted, refer: shape (N,), bool.
-        remarks: sentences about the field as a whole, for the report.
-        reasons: why cells were referred: reason → which cells, shape (N,).
-        attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
-        masks: COCO's run-length codes of the field (N), None for a cell without; None: no cell is outlined.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: list[str | None]
-    scores: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    counted: NDArray[np.bool_]
-    refer: NDArray[np.bool_]
-    remarks: tuple[str, ...] = ()
-    reasons: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    masks: list[bytes | None] | None = None
-
-
 class Predictor:
     """A bundle, ready to look at images. Safe to call from several threads.
 
@@ -83,8 +58,12 @@ class Predictor:
         self.labels: LabelSet = given_labels(bundle)
         blast_labels(self.labels, settings.blasts)  # a wrong name is better known before the work than after
         detecting, naming = bundle.member("detect"), next(iter(namers_of(bundle)), None)
-        if detecting is None and naming is None:
-            raise BundleError(f'the bundle "{bundle.name}" has neither a detector nor a classifier')
+        fields = [one for one in bundle.members_of("segment") if shows(one) != "cell"]
+        cells = [one for one in bundle.members_of("segment") if shows(one) == "cell"]
+        if detecting is None and naming is None and not fields and not cells:
+            raise BundleError(f'the bundle "{bundle.name}" has neither a detector nor a classifier nor outlines')
+        self._outliner = _outliner(bundle, fields, settings) if fields else None
+        self._cell_outliners = [CellOutliner(one, settings.tta, settings.device) for one in cells]
         self._detecting = detecting
         self._finders = None if detecting is None else Finders(bundle, settings.tta, settings.device)
         self._namers = None if naming is None else Namers(bundle, self.labels, settings.tta, settings.device)
@@ -119,8 +98,12 @@ class Predictor:
             um_per_px: resolution, where it is known.
             red_cell_px: diameter of a red cell in px, where it is known, as from another part of the image.
         """
+        if self._outliner is not None:
+            return of_outlines(self._outliner.look(pixels), self.labels)
         if self._finders is None:
             whole = np.array([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32)
+            if self._namers is None:
+                return self._outlined(_one_cell(whole, self._cell_outliners[0]), pixels)
             return self.named(pixels, whole, np.full(1, np.nan, np.float32), np.ones(1, bool))
         field = stain.measure(pixels)
         if um_per_px:
@@ -132,7 +115,33 @@ class Predictor:
         answer = self._answer(pixels, field, found.boxes, list(names), found.scores, counted, asked)
         # Who finds a cell may describe it, too; the name may have become another since, that nobody described.
         everyone = np.arange(len(names))
-        return replace(answer, attributes=answer.attributes | self._told(found.attributes, everyone, answer.labels))
+        told = answer.attributes | self._told(found.attributes, everyone, answer.labels)
+        return self._outlined(replace(answer, attributes=told), pixels, field)
+
+    @property
+    def outlines_fields(self) -> bool:
+        """Whether cells are found by their outlines, so that a field of any size may be read through `through`."""
+        return self._outliner is not None
+
+    def through(self, read: Read, size_wh: tuple[int, int], overview: NDArray[np.uint8]) -> FieldCells:
+        """The cells of a field of any size, found by their outlines, of which parts are read as they are needed.
+
+        Args:
+            read: gives the pixels at x, y, width, height.
+            size_wh: of the field.
+            overview: all of the field, smaller; its levels are measured there.
+
+        Raises:
+            BundleError: the bundle does not outline fields.
+        """
+        if self._outliner is None:
+            raise BundleError(f'"{self.bundle.name}" does not find cells by their outlines')
+        return of_outlines(self._outliner.look_through(read, size_wh, overview), self.labels)
+
+    def _outlined(self, cells: FieldCells, pixels: NDArray[np.uint8], field: FieldStain | None = None) -> FieldCells:
+        for outliner in self._cell_outliners:
+            cells = with_outlines(cells, outliner, pixels, self.labels, field)
+        return cells
 
     def named(
         self,
@@ -157,7 +166,8 @@ class Predictor:
         field = stain.measure(pixels)
         answer = self._answer(pixels, field, boxes, [None] * len(boxes), scores, counted, counted, told_apart=False)
         likeliest = np.nan_to_num(answer.probabilities).max(axis=1, initial=0.0)
-        return replace(answer, scores=np.where(np.isnan(scores), likeliest, scores).astype(np.float32))
+        answer = replace(answer, scores=np.where(np.isnan(scores), likeliest, scores).astype(np.float32))
+        return self._outlined(answer, pixels, field)
 
     def _found(self, pixels: NDArray[np.uint8], field: FieldStain, red_cell_px: float | None) -> Findings:
         """The detectors' findings, over tiles where the image asks for them."""
@@ -268,3 +278,26 @@ class Predictor:
             full[rows[fits]] = part[fits]
             told[attribute.column] = full
         return told
+
+
+def _outliner(bundle: Bundle, fields: Sequence[Bundle], settings: PredictSettings) -> FieldOutliner:
+    """What finds cells by their outlines.
+
+    Raises:
+        BundleError: there are several, and they cannot be asked together.
+    """
+    if len(fields) > 1:
+        raise BundleError(f'"{bundle.name}": map networks of fields cannot be asked together')
+    return FieldOutliner(fields[0], settings.tta, settings.device)
+
+
+def _one_cell(whole: NDArray[np.float32], outliner: CellOutliner) -> FieldCells:
+    """An image that is taken for one cell, which nobody names but the outliner."""
+    return FieldCells(
+        boxes=whole,
+        labels=[outliner.whole],
+        scores=np.ones(1, np.float32),
+        probabilities=np.full((1, len(outliner.labels.leaves)), np.nan, np.float32),
+        counted=np.ones(1, bool),
+        refer=np.zeros(1, bool),
+    )

@@ -39,15 +39,21 @@ from cytolens.run.calibration import (
     region_answers,
     uncalibrated,
 )
+from cytolens.run.outline_training import outline_output, outline_plan
 from cytolens.settings import checked, overlaid, read_recipe, with_overrides
 from cytolens.tasks import attributes, classify
 from cytolens.train import classification, description, detection, multilabel, region_description
 from cytolens.train.background_squares import BackgroundSquares
 from cytolens.train.batches import Samples, readable, tuning_part
-from cytolens.train.export import export_classifier, export_detector, export_regions
+from cytolens.train.export import export_classifier, export_detector, export_outlines, export_regions
 from cytolens.train.fit import Plan, check_run, fit
+from cytolens.train.outline_settings import OutlineTraining
 
-TASKS = {"detect": detection.DetectTraining, "classify": classification.ClassifyTraining}
+TASKS = {
+    "detect": detection.DetectTraining,
+    "classify": classification.ClassifyTraining,
+    "outline": OutlineTraining,
+}
 Notify = Callable[[str], None]
 
 
@@ -178,11 +184,11 @@ def train(
     if not len(learning.images) or not len(tuning.images):
         raise SettingError(f"{len(dataset.images)} images are too few to learn from and to keep some for tuning")
     torch.manual_seed(settings.seed)  # weights that are freshly drawn belong to the run's chance, too
-    planner = _detect_plan if settings.task == "detect" else _classify_plan
+    planner = {"detect": _detect_plan, "classify": _classify_plan, "outline": outline_plan}[settings.task]
     plan = planner(settings, learning, tuning, problems)
     _start(plan.module.network, settings, notify)
     network = fit(plan, settings, run, resume=resume, progress=progress, notify=notify)
-    exporter = _detect_bundle if settings.task == "detect" else _classify_bundle
+    exporter = {"detect": _detect_bundle, "classify": _classify_bundle, "outline": _outline_bundle}[settings.task]
     notify("exporting and calibrating")
     bundle = exporter(settings, network, learning, tuning, run)
     return TrainingResult(run, make_exam(bundle), problems)
@@ -346,6 +352,15 @@ def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Datas
     thresholds = detection_thresholds(tuning.cells, found.cells.relabel(tuning.labels), found.images.ids)
     output = settings.output.model_copy(update={"thresholds": thresholds})
     return rewrite(bundle, info.model_copy(update={"detect_output": output}))
+
+
+def _outline_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
+    """Export, then choose the limits of reading on the tuning part."""
+    export_outlines(network, run / "model.onnx", field=settings.input.shows == "field")
+    info = _info(settings, learning, run, outline_input=settings.input, outline_output=settings.output)
+    info = info.model_copy(update={"task": "segment", "architecture": {"kind": "maps", "model": settings.model}})
+    bundle = write_bundle(run / "bundle", info, _files(run))
+    return rewrite(bundle, info.model_copy(update={"outline_output": outline_output(bundle, settings, tuning)}))
 
 
 def _files(run: Path) -> dict[str, Path | bytes]:

@@ -6,7 +6,8 @@ The first two graphs take uint8 RGB pictures as they come from `tasks`, any numb
   the maps that these are read from: ``map_4`` (B, C, H/4, W/4), ``map_8`` (B, C′, H/8, W/8);
 * its attributes: these maps and ``regions`` (N, 5), image and box in input px → ``attributes`` (N, ΣV), logits;
 * classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D), and where it has attributes
-  ``attributes`` (B, ΣV), their logits side by side.
+  ``attributes`` (B, ΣV), their logits side by side;
+* map network: ``images`` (B, H, W, 3) → ``maps`` (B, M, H, W), and where it tells types of images ``types`` (B, T).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cytolens.models.outlines import MapNetwork
 from cytolens.models.regions import RegionHead
 from cytolens.models.yolox import Yolox, decode
 from cytolens.problems import written
 from cytolens.tasks.detect import EARLY_MAPS
+from cytolens.train.outlines import as_maps
 
 _OPSET = 18
 
@@ -72,6 +75,19 @@ class ClassifierGraph(nn.Module):
         return self.network(images.permute(0, 3, 1, 2).float())
 
 
+class OutlineGraph(nn.Module):
+    """A map network for pictures as bytes."""
+
+    def __init__(self, network: nn.Module, field: bool) -> None:
+        super().__init__()
+        self.network, self.field = copy.deepcopy(network).eval(), field
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, H, W, 3) uint8 RGB → maps (B, M, H, W), and with types of images their logits (B, T)."""
+        logits, *types = self.network(images.permute(0, 3, 1, 2).float())
+        return as_maps(logits, self.field), *types
+
+
 def export_detector(network: Yolox, path: Path, side_px: int) -> None:
     """Write a detector as ONNX; batch, height and width stay free."""
     free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
@@ -104,6 +120,20 @@ def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
     example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
     outputs = ["logits", "embedding", *(["attributes"] if getattr(network, "attributes", None) is not None else [])]
     _export(ClassifierGraph(network), {"images": (example, {0: torch.export.Dim("batch", min=1)})}, path, outputs)
+
+
+def export_outlines(network: MapNetwork, path: Path, *, field: bool) -> None:
+    """Write a map network as ONNX; batch, height and width stay free.
+
+    Args:
+        network: in any mode.
+        path: where it goes.
+        field: whether it is shown fields; otherwise crops of cells.
+    """
+    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
+    outputs = ["maps", *(["types"] if network.types is not None else [])]
+    example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
+    _export(OutlineGraph(network, field), {"images": (example, free)}, path, outputs)
 
 
 def _export(
