@@ -141,3 +141,35 @@ def best_pairs(table: Sequence[Sequence[float]], truths: int, limit: float) -> l
         return best
 
     return ways(0, frozenset(range(truths)))[1]
+
+
+def contour(mask: Sequence[Sequence[bool]]) -> list[list[bool]]:
+    """Pixels of a mask that have a neighbour inside the image and outside the mask."""
+    height, width = len(mask), len(mask[0])
+
+    def outside(y: int, x: int) -> bool:
+        return 0 <= y < height and 0 <= x < width and not mask[y][x]
+
+    return [
+        [
+            mask[y][x] and any(outside(*at) for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)))
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+
+
+def boundary_f(found: Sequence[Sequence[bool]], truth: Sequence[Sequence[bool]], tolerance: float) -> float:
+    """Harmonic mean of the shares of either's contour pixels within a distance of one of the other's."""
+    ours, theirs = (
+        [(y, x) for y, row in enumerate(side) for x, here in enumerate(row) if here] for side in (found, truth)
+    )
+    if not ours or not theirs:
+        return float(bool(ours) == bool(theirs))
+
+    def near(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> float:
+        limit = tolerance * tolerance + 1e-9
+        return sum(any((y - v) ** 2 + (x - u) ** 2 <= limit for v, u in others) for y, x in some) / len(some)
+
+    precision, recall = near(ours, theirs), near(theirs, ours)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
