@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from cytolens import masks
+from cytolens import masks, match
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.evaluate import EvaluateSettings, evaluate
+from cytolens.evaluate.average_precision import pooled
 from cytolens.evaluate.outline_overlaps import boundary_f, contours
 from cytolens.evaluate.outline_tallies import splits_and_merges
 from cytolens.evaluate.report import report_page
@@ -248,6 +250,35 @@ def test_figures_as_their_slow_twins(world):
         assert figures["f1_50"] == pytest.approx(hits / both)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3)).flatmap(
+            lambda shape: st.tuples(
+                hnp.arrays(np.float64, shape, elements=st.integers(0, 10).map(lambda n: n / 10)),
+                draw.score_arrays(shape[0]),
+                hnp.arrays(np.bool_, shape[1]),
+            )
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=40)
+def test_rankings_of_single_images_make_the_one_of_all(images):
+    limits = [0.5, 0.8]
+    tables, scores, ignored = ([part[i] for part in images] for i in range(3))
+    whole = match.rank(tables, scores, ignored, limits)
+    parts = [match.rank([table], [score], [ignore], limits) for table, score, ignore in images]
+    # Between them lie images without anything.
+    ours = pooled(parts, [2 * i for i in range(len(images))], 2 * len(images))
+    assert ours.scores.tolist() == whole.scores.tolist()
+    assert ours.image.tolist() == (2 * whole.image).tolist()
+    assert ours.truth_per_image[::2].tolist() == whole.truth_per_image.tolist()
+    assert not ours.truth_per_image[1::2].any()
+    if images:
+        assert (ours.hit == whole.hit).all()
+        assert (ours.neutral == whole.neutral).all()
+
+
 @given(worlds())
 @settings(max_examples=25)
 def test_mask_ap_is_that_of_pycocotools(world):
@@ -288,9 +319,9 @@ def coco_mask_ap(truth: Dataset, found: Cells, class_free: bool = False) -> dict
         ]
 
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
+        sides: list[Any] = []
         for table in (truth.cells, found):
-            side = COCO()
+            side: Any = COCO()
             side.dataset = {
                 "images": [{"id": n, "height": SIZE_HW[0], "width": SIZE_HW[1]} for n in images.values()],
                 "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
@@ -298,7 +329,7 @@ def coco_mask_ap(truth: Dataset, found: Cells, class_free: bool = False) -> dict
             }
             side.createIndex()
             sides.append(side)
-        judge = COCOeval(*sides, "segm")
+        judge: Any = COCOeval(sides[0], sides[1], "segm")
         judge.params.maxDets = [1, 10, 1000]
         judge.evaluate()
         judge.accumulate()
