@@ -108,3 +108,68 @@ def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[fl
     a, b, c = 1 + z * z / total, -(2 * share + z * z / total), share * share
     root = (b * b - 4 * a * c) ** 0.5
     return (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+def sartorius(table: Sequence[Sequence[float]], truths: int) -> float:
+    """The Sartorius competition's score of one image from IoU rows of findings, counted cell by cell."""
+    values = []
+    for hundredths in range(50, 100, 5):
+        limit = hundredths / 100
+        tp = fp = fn = 0
+        for truth in range(truths):
+            partners = sum(row[truth] > limit for row in table)
+            tp += partners == 1
+            fn += partners == 0
+            fp += partners > 1
+        fp += sum(all(overlap <= limit for overlap in row) for row in table)
+        values.append(tp / (tp + fp + fn) if tp + fp + fn else 1.0)
+    return sum(values) / len(values)
+
+
+def best_pairs(table: Sequence[Sequence[float]], truths: int, limit: float) -> list[tuple[int, int]]:
+    """Of all ways to pair findings with truths one to one, from an overlap on, one of the greatest total overlap."""
+
+    def ways(row: int, free: frozenset[int]) -> tuple[float, list[tuple[int, int]]]:
+        if row == len(table):
+            return 0.0, []
+        best = ways(row + 1, free)
+        for truth in free:
+            if table[row][truth] >= limit:
+                total, pairs = ways(row + 1, free - {truth})
+                if total + table[row][truth] > best[0]:
+                    best = total + table[row][truth], [(row, truth), *pairs]
+        return best
+
+    return ways(0, frozenset(range(truths)))[1]
+
+
+def contour(mask: Sequence[Sequence[bool]]) -> list[list[bool]]:
+    """Pixels of a mask that have a neighbour inside the image and outside the mask."""
+    height, width = len(mask), len(mask[0])
+
+    def outside(y: int, x: int) -> bool:
+        return 0 <= y < height and 0 <= x < width and not mask[y][x]
+
+    return [
+        [
+            mask[y][x] and any(outside(*at) for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)))
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+
+
+def boundary_f(found: Sequence[Sequence[bool]], truth: Sequence[Sequence[bool]], tolerance: float) -> float:
+    """Harmonic mean of the shares of either's contour pixels within a distance of one of the other's."""
+    ours, theirs = (
+        [(y, x) for y, row in enumerate(side) for x, here in enumerate(row) if here] for side in (found, truth)
+    )
+    if not ours or not theirs:
+        return float(bool(ours) == bool(theirs))
+
+    def near(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> float:
+        limit = tolerance * tolerance + 1e-9
+        return sum(any((y - v) ** 2 + (x - u) ** 2 <= limit for v, u in others) for y, x in some) / len(some)
+
+    precision, recall = near(ours, theirs), near(theirs, ours)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

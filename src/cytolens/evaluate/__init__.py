@@ -19,8 +19,11 @@ _TASKS: dict[str, tuple[str, str]] = {
     "detection": ("cytolens.evaluate.detection", "score_detection"),
     "classification": ("cytolens.evaluate.classification", "score_classification"),
     "attributes": ("cytolens.evaluate.attributes", "score_attributes"),
+    "segmentation": ("cytolens.evaluate.segmentation", "score_segmentation"),
     "cytologia": ("cytolens.evaluate.challenge", "score_challenge"),
+    "sartorius": ("cytolens.evaluate.segmentation", "score_sartorius"),
 }
+_NAMELESS = ("segmentation", "sartorius")  # these score cells without a name, too
 TASKS = tuple(_TASKS)
 
 
@@ -44,11 +47,12 @@ def evaluate(
 
     Raises:
         SettingError: there is no such task, or `settings.level` names an unknown label.
-        DatasetError: a truth image has no found image (with missing="error"), or none has.
+        DatasetError: a truth image has no found image (with missing="error"), or none has; or outlines are to be
+            scored, and some cells have none.
     """
     if task not in _TASKS:
         raise SettingError(f'unknown task "{task}". {did_you_mean(task, TASKS)} Tasks: {", ".join(TASKS)}')
     settings = settings or EvaluateSettings()
     module, name = _TASKS[task]
     score: Callable[[Joined, EvaluateSettings], Scores] = getattr(import_module(module), name)
-    return score(join(truth, found, found_images, settings), settings)
+    return score(join(truth, found, found_images, settings, task not in _NAMELESS), settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,29 @@ def average_precision(ranking: Ranking, weights: NDArray[np.floating] | None = N
             found, false = _at_hits(ranking, level, per_finding)
             result[start : start + step, level] = _interpolated(found, false, total).mean(axis=1)
     return result
+
+
+def pooled(rankings: Sequence[Ranking], images: Sequence[int], count: int) -> Ranking:
+    """Rankings of single images as the one that `match.rank` gives for all of them together.
+
+    Args:
+        rankings: each of one image, judged at the same limits.
+        images: the index of each one's image, rising.
+        count: how many images there are.
+    """
+    truth = np.zeros(count, np.int64)
+    for index, ranking in zip(images, rankings, strict=True):
+        truth[index] = ranking.truth_per_image.sum()
+    scores = np.concatenate([np.zeros(0), *(ranking.scores for ranking in rankings)])
+    order = np.argsort(-scores, kind="stable")
+    none = np.zeros((len(rankings[0].hit) if rankings else len(IOU_LIMITS), 0), bool)
+    return Ranking(
+        scores=scores[order],
+        image=np.repeat(np.array(images, np.intp), [len(ranking.scores) for ranking in rankings])[order],
+        hit=np.concatenate([none, *(ranking.hit for ranking in rankings)], axis=1)[:, order],
+        neutral=np.concatenate([none, *(ranking.neutral for ranking in rankings)], axis=1)[:, order],
+        truth_per_image=truth,
+    )
 
 
 def precision_at_recalls(ranking: Ranking, level: int) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from cytolens import match
 from cytolens.cells import BOX_COLUMNS
 from cytolens.evaluate.agreement import mean_where, ratio
 from cytolens.evaluate.average_precision import IOU_LIMITS, RECALLS, average_precision, precision_at_recalls
-from cytolens.evaluate.joining import Joined, Overlaps, names_without_place, overlaps_by_image
+from cytolens.evaluate.joining import Joined, Overlaps, complete_labels, names_without_place, overlaps_by_image
 from cytolens.evaluate.scores import EvaluateSettings, Scores, figure
 from cytolens.evaluate.uncertainty import resampling
 
@@ -48,7 +48,7 @@ def score_detection(joined: Joined, settings: EvaluateSettings) -> Scores:
     """The figures of the task "detection", under the names that `evaluate --json` gives them."""
     images = overlaps_by_image(joined)
     resamples = resampling(joined.images, settings.bootstrap if settings.intervals else 0, settings.seed)
-    complete = _complete(joined)
+    complete = complete_labels(joined)
     counts = _count(joined, images, complete, settings.iou_min)
     shown = [k for k in range(len(joined.labels)) if counts.truth[:, k].sum() or (joined.found_label == k).any()]
     present = _by_label(joined, images)
@@ -81,22 +81,6 @@ def score_detection(joined: Joined, settings: EvaluateSettings) -> Scores:
             "precision_recall": _curves(joined, rankings),
         },
     )
-
-
-def _complete(joined: Joined) -> NDArray[np.bool_]:
-    """Whether each label is annotated exhaustively in each image, shape (images, labels).
-
-    A label is complete where it, or a wider one, is among the image's `complete_for`.
-    """
-    table = np.ones((len(joined.images), len(joined.labels)), bool)
-    own = joined.truth.labels
-    mapping = own.mapping_to(joined.labels)
-    for row, names in enumerate(joined.images.frame["complete_for"].to_list()):
-        if names is None:
-            continue
-        wide = {mapping[known] for name in names if (known := own.resolve(name)) is not None}
-        table[row] = [bool(wide & {label, *joined.labels.ancestors(label)}) for label in joined.labels.names]
-    return table
 
 
 def _by_label(joined: Joined, images: Sequence[Overlaps]) -> dict[int, list[Overlaps]]:

@@ -106,7 +106,13 @@ def names_without_place(names: Sequence[str | None], index: NDArray[np.intp]) ->
 # -- images and labels ----------------------------------------------------------------------------
 
 
-def join(truth: Dataset, found: Cells | Dataset, found_images: Images | None, settings: EvaluateSettings) -> Joined:
+def join(
+    truth: Dataset,
+    found: Cells | Dataset,
+    found_images: Images | None,
+    settings: EvaluateSettings,
+    names_matter: bool = True,
+) -> Joined:
     """Bring truth and findings together.
 
     Args:
@@ -115,6 +121,7 @@ def join(truth: Dataset, found: Cells | Dataset, found_images: Images | None, se
         found_images: the images that were looked at. Without it an image without findings cannot be told
             from one that was never looked at: it then counts as looked at, and a note says so.
         settings: uses `missing` and `level`.
+        names_matter: whether a truth without a name is ignored; where it is not, it keeps the label −1.
 
     Raises:
         DatasetError: a truth image has no found image (with missing="error"), or none has.
@@ -131,6 +138,8 @@ def join(truth: Dataset, found: Cells | Dataset, found_images: Images | None, se
     mapping = found.labels.mapping_to(labels)
     truth_label = _indices(ours.label_names(), truth.labels.mapping_to(labels), labels)
     lost = (truth_label < 0) & ~ours.frame["ignore"].to_numpy()
+    if not names_matter and settings.level is None:
+        lost[:] = False
     notes = list(partners.notes)
     if lost.any():
         named = names_without_place(ours.label_names(), np.where(lost, -1, 0))
@@ -164,7 +173,7 @@ def _renamed(found: Cells, partners: Mapping[str, str | None]) -> Cells:
 
 def overlaps_by_image(joined: Joined) -> list[Overlaps]:
     """The overlap of findings with truths (boxes), image by image, in the order of `Joined.images`."""
-    ours, theirs = _rows_by_image(joined.truth), _rows_by_image(joined.found)
+    ours, theirs = rows_by_image(joined.truth), rows_by_image(joined.found)
     none = np.zeros(0, np.intp)
     out = []
     for index, image_id in enumerate(joined.images.ids):
@@ -177,7 +186,24 @@ def overlaps_by_image(joined: Joined) -> list[Overlaps]:
     return out
 
 
-def _rows_by_image(cells: Cells) -> dict[str, NDArray[np.intp]]:
+def complete_labels(joined: Joined) -> NDArray[np.bool_]:
+    """Whether each label is annotated exhaustively in each image, shape (images, labels).
+
+    A label is complete where it, or a wider one, is among the image's `complete_for`.
+    """
+    table = np.ones((len(joined.images), len(joined.labels)), bool)
+    own = joined.truth.labels
+    mapping = own.mapping_to(joined.labels)
+    for row, names in enumerate(joined.images.frame["complete_for"].to_list()):
+        if names is None:
+            continue
+        wide = {mapping[known] for name in names if (known := own.resolve(name)) is not None}
+        table[row] = [bool(wide & {label, *joined.labels.ancestors(label)}) for label in joined.labels.names]
+    return table
+
+
+def rows_by_image(cells: Cells) -> dict[str, NDArray[np.intp]]:
+    """Image id → the rows of its cells, rising."""
     rows = cells.frame.select("image_id").with_row_index("row").group_by("image_id").agg(pl.col("row").sort())
     return {image_id: np.asarray(index, np.intp) for image_id, index in rows.iter_rows()}
 

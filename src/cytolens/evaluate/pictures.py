@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 
 from cytolens import boxes as box
 from cytolens import views
+from cytolens.evaluate.outline_overlaps import cut_out
+from cytolens.formats.contours import polygons_of
 from cytolens.images import Images, Pixels, load_image
 from cytolens.problems import ImageError
 
@@ -39,6 +41,21 @@ class Outline:
     text: str = ""
     width_px: int = 2
     dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contour:
+    """A mask whose edge is to be drawn.
+
+    Attributes:
+        code: COCO's run-length code, of the image's size.
+        colour: such as "#c2410c".
+        width_px: of the line.
+    """
+
+    code: bytes
+    colour: str
+    width_px: int = 2
 
 
 class ImageFiles:
@@ -113,6 +130,33 @@ def outlined(pixels: Pixels, outlines: Sequence[Outline], longest_px: int = 900)
             y = y if y >= 0 else min(corners[3], size[1] - (bottom - top) - 6)
             draw.rectangle((x, y, x + right - left + 5, y + bottom - top + 5), fill=outline.colour)
             draw.text((x + 3 - left, y + 2 - top), outline.text, fill="white", font=font)
+    return _encoded(image)
+
+
+def contoured(pixels: Pixels, contours: Sequence[Contour], longest_px: int = 900) -> bytes:
+    """An image as JPEG with the edges of masks drawn in; its longer side becomes `longest_px`.
+
+    Args:
+        pixels: the image, shape (H, W, 3).
+        contours: drawn in order, later ones on top.
+        longest_px: of the picture.
+
+    Raises:
+        ValueError: a mask is not of the image's size.
+    """
+    from PIL import Image
+    from PIL.ImageDraw import Draw
+
+    scale = longest_px / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    draw = Draw(image)
+    for contour in contours:
+        mask, left, top = cut_out(contour.code, (pixels.shape[0], pixels.shape[1]))
+        for polygon in polygons_of(mask, left, top) if mask.size else ():
+            for ring in polygon:
+                closed = np.concatenate([ring, ring[:1]]) * scale
+                draw.line([(x, y) for x, y in closed.tolist()], fill=contour.colour, width=contour.width_px)
     return _encoded(image)
 
 

@@ -16,6 +16,7 @@ from cytolens.evaluate.attributes_page import attributes_part
 from cytolens.evaluate.challenge_page import challenge_part
 from cytolens.evaluate.page import Page, Picture, Tile, interval_text
 from cytolens.evaluate.scores import Scores
+from cytolens.evaluate.segmentation_page import segmentation_part
 from cytolens.images import Pixels
 from cytolens.problems import listing
 
@@ -298,5 +299,7 @@ _PARTS: dict[str, Callable[[Page, Scores, Dataset], Page]] = {
     "detection": _detection,
     "classification": _classification,
     "attributes": lambda page, scores, truth: attributes_part(page, scores),
+    "segmentation": segmentation_part,
+    "sartorius": segmentation_part,
     "cytologia": lambda page, scores, truth: _worst_images(challenge_part(page, scores), scores, truth),
 }

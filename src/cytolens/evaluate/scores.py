@@ -31,6 +31,9 @@ class EvaluateSettings(BaseModel):
             ("truth") or from a file like the challenge's ``test.csv``, instead of from what counts.
         class_only_from: task "attributes" only: the folder of a dataset from which it is learnt what each label
             usually looks like; None: from the truth itself, without each cell's own group or image.
+        boundary_px: outlines only: how far apart two contours may be and still agree. None, and no
+            `boundary_share`: 2 px.
+        boundary_share: the same as a share of the image's diagonal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +46,8 @@ class EvaluateSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     expected_counts: str | None = Field(default=None, min_length=1)
     class_only_from: str | None = Field(default=None, min_length=1)
+    boundary_px: float | None = Field(default=None, ge=0)
+    boundary_share: float | None = Field(default=None, ge=0, le=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,11 +20,15 @@ from cytolens.tasks.detect import DetectOutput, Fusion
 _HEADLINES = {
     "detection": ("map50", "map50_95", "precision", "recall", "f1"),
     "classification": ("accuracy", "macro_f1", "balanced_accuracy", "accuracy_accepted", "coverage", "ece"),
+    "segmentation": ("map", "dsb_ap50", "f1_50", "pq", "coco_mask_map", "boundary_f"),
+    "sartorius": ("score", "map", "pq", "coco_mask_map"),
     "attributes": ("mean_macro_f1", "mean_accuracy", "mean_gain_macro_f1", "exact_match", "mean_coverage"),
 }
 _COLUMNS = {
     "detection": ("ap50", "recall", "truth"),
     "classification": ("precision", "recall", "f1", "support"),
+    "segmentation": ("ap50", "map", "pq", "truth"),
+    "sartorius": ("score", "ap50", "pq", "truth"),
     "attributes": ("macro_f1", "accuracy", "kappa", "gain_macro_f1"),
 }
 

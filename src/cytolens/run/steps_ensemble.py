@@ -111,7 +111,7 @@ class EvaluateStep(Step):
 
     truth: Path
     found: tuple[Path, ...]
-    task: Literal["detection", "classification", "attributes", "cytologia"]
+    task: Literal["detection", "classification", "attributes", "segmentation", "cytologia", "sartorius"]
     settings: dict[str, Any] = Field(default_factory=dict)
     one_label: str | None = Field(default=None, description="detection of cells of whatever kind")
     where: str | None = Field(default=None, description='only some images, such as "fold = 0"')
@@ -139,7 +139,18 @@ class EvaluateStep(Step):
         said = scores.to_json_dict()
         with written(folder / "scores.json") as part:
             part.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        wanted = ("score", "strict_macro_f1", "map50", "recall", "accuracy", "macro_f1", "mean_macro_f1", "ece")
+        wanted = (
+            "score",
+            "strict_macro_f1",
+            "map50",
+            "map",
+            "pq",
+            "recall",
+            "accuracy",
+            "macro_f1",
+            "mean_macro_f1",
+            "ece",
+        )
         return {name: said[name] for name in wanted if said.get(name) is not None}
 
 

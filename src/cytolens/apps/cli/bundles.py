@@ -243,8 +243,7 @@ def _figures(file: str) -> dict[str, Any]:
         raise SettingError(
             f'--scores takes DOMAIN=FILE; "{file}" is not what evaluate --json wrote ({error})'
         ) from error
-    if not isinstance(figures, dict) or figures.get("task") not in ("detection", "classification", "attributes"):
-        raise SettingError(
-            f'--scores: "{file}" holds no scores of a detection, classification or attributes by evaluate --json'
-        )
+    known = ("detection", "classification", "attributes", "segmentation", "sartorius")
+    if not isinstance(figures, dict) or figures.get("task") not in known:
+        raise SettingError(f'--scores: "{file}" holds no scores by evaluate --json of one of: {", ".join(known)}')
     return figures

@@ -15,7 +15,9 @@ from cytolens.problems import SettingError
 def evaluate(
     truth: Annotated[Path, typer.Option(help="The dataset with the annotations.")],
     found: Annotated[Path, typer.Option(help="What predict wrote (folder or cells.parquet), or a dataset.")],
-    task: Annotated[str, typer.Option(help="detection, classification, attributes or cytologia.")] = "detection",
+    task: Annotated[
+        str, typer.Option(help="detection, classification, attributes, segmentation, cytologia or sartorius.")
+    ] = "detection",
     iou_min: Annotated[float, typer.Option(help="Overlap from which a finding and a truth are the same cell.")] = 0.5,
     level: Annotated[
         str | None, typer.Option(help="Labels, comma separated, to which both sides are rolled up before scoring.")
@@ -39,6 +41,13 @@ def evaluate(
             "truth itself, without each cell's own group or image."
         ),
     ] = None,
+    boundary_px: Annotated[
+        float | None,
+        typer.Option(help="segmentation, sartorius: how far apart contours may be and still agree. Default: 2."),
+    ] = None,
+    boundary_share: Annotated[
+        float | None, typer.Option(help="The same as a share of the image's diagonal, such as 0.008.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     json_output: Json = False,
     debug: Debug = False,
@@ -55,12 +64,15 @@ def evaluate(
 
     values: dict[str, Any] = {"iou_min": iou_min, "missing": missing, "seed": seed, "intervals": bootstrap > 0}
     values |= {"level": names(level) or None, "expected_counts": expected_counts, "class_only_from": class_only_from}
+    values |= {"boundary_px": boundary_px, "boundary_share": boundary_share}
     values |= {"bootstrap": bootstrap} if bootstrap > 0 else {}
     settings = checked(EvaluateSettings, values, "evaluate")
     if expected_counts is not None and task != "cytologia":
         raise SettingError("--expected-counts goes with --task cytologia only")
     if class_only_from is not None and task != "attributes":
         raise SettingError("--class-only-from goes with --task attributes only")
+    if (boundary_px is not None or boundary_share is not None) and task not in ("segmentation", "sartorius"):
+        raise SettingError("--boundary-px and --boundary-share go with --task segmentation or sartorius only")
     dataset = Dataset.read(truth)
     if split is not None:
         dataset = dataset.part(split)
