@@ -44,11 +44,10 @@ def tune(
     """Show what the members of an ensemble are worth and take, and pack the best under a budget of time.
 
     Weights are tuned out of fold; times are measured here, on one thread. With --soft the steps from soft outlines to
-    cells are tuned instead, label by label, and kept in a copy of the bundle.
+    cells are tuned instead, label by label, and kept in a copy of the bundle: cytolens tune runs/neurons
+    --soft out-of-fold --truth neurons --out tuned
 
-    Examples: cytolens tune runs/cytologia --budget-ms 200 --one-fold --out fast
-
-    cytolens tune runs/neurons --soft out-of-fold --truth neurons --out tuned
+    Example: cytolens tune runs/cytologia --budget-ms 200 --one-fold --out fast
     """
     if soft is not None:
         if truth is None or budget_ms is not None or images is not None or one_fold:
