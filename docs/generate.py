@@ -72,6 +72,8 @@ def settings() -> str:
     from cytolens.prepare.repair import RepairSettings
     from cytolens.prepare.stats import StatsSettings
     from cytolens.prepare.synthetic import SyntheticSettings
+    from cytolens.run.mask_grid import MaskGrid
+    from cytolens.tasks.segment import SegmentOutput
     from cytolens.train.adapt_settings import AdaptSettings
     from cytolens.train.classification import ClassifyTraining
     from cytolens.train.detection import DetectTraining
@@ -95,6 +97,8 @@ def settings() -> str:
         ("cytolens predict", PredictSettings),
         ("cytolens fuse", FuseSettings),
         ("blend weights (a step of cytolens run)", TuneSettings),
+        ("reading outlines (segment_output of a bundle)", SegmentOutput),
+        ("cytolens tune --soft", MaskGrid),
         ("cytolens evaluate", EvaluateSettings),
         ("rendered smears (cytolens.prepare.synthetic)", SyntheticSettings),
     ):

@@ -184,11 +184,21 @@ def non_maximum_suppression(
     if not scores.shape == kind.shape == (len(boxes),):
         raise ValueError(f"{len(boxes)} boxes need as many scores and groups; got {scores.shape} and {kind.shape}")
     order = np.argsort(-scores, kind="stable")
-    rank = np.empty(len(order), np.intp)
-    rank[order] = np.arange(len(order))
     first, second = _overlapping(boxes, iou_limit)
     same = kind[first] == kind[second]
-    better, worse = np.sort(np.stack((rank[first[same]], rank[second[same]])), axis=0)
+    return survivors(order, first[same], second[same])
+
+
+def survivors(order: NDArray[np.intp], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Greedy suppression once it is known which rows are too much alike: the rows that stay, best first.
+
+    Args:
+        order: all rows, best first, shape (N,).
+        first, second: pairs of rows of which only one may stay, in either order, each of shape (P,).
+    """
+    rank = np.empty(len(order), np.intp)
+    rank[order] = np.arange(len(order))
+    better, worse = np.sort(np.stack((rank[first], rank[second])), axis=0)
     by_rank = np.argsort(better, kind="stable")
     better, worse = better[by_rank], worse[by_rank]
     edges = np.searchsorted(better, np.arange(len(order) + 1))

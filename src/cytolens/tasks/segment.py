@@ -60,6 +60,14 @@ class SegmentOutput(BaseModel):
     one_label: bool = Field(
         default=False, description="all cells of an image are of the type that most of it speaks for"
     )
+    type_score_min: float = Field(
+        default=0.5, ge=0, le=1, description="one_label: cells of a lower score are not asked for the type"
+    )
+    pasting: Literal["exact", "whole-pixels"] = Field(
+        default="exact",
+        description="how soft masks are laid into the image; whole-pixels: as torchvision does, which rounds the box "
+        "outwards and so makes small cells too large",
+    )
     cleaning: MaskCleaning = MaskCleaning()
     per_label: dict[str, MaskCleaning] = Field(
         default_factory=dict, description="other steps for a cell type; those not named take `cleaning`"
