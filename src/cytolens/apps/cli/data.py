@@ -20,7 +20,8 @@ _PREDICTIONS = {"leukemia_attri_predictions": True, "attributes_csv": False}
 _VALIDATIONS = {"leukemia_attri_validation": True, "attributes_validation": False}
 _EXPORTS = (
     "cytologia (with --test); attributes_csv, leukemia_attri_predictions (findings with their attributes, in our "
-    "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth)."
+    "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth); "
+    "sartorius_submission (id,predicted, of findings without overlaps)."
 )
 _Order = Annotated[
     Literal["row", "column"] | None,
@@ -59,6 +60,10 @@ def import_data(
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="label_images: the label of all cells that no CSV names.")] = None,
+    sample_group: Annotated[
+        Literal["well", "vessel"],
+        typer.Option(help="rle_csv with Sartorius' sample_id: images of one well, or of one vessel, are a group."),
+    ] = "well",
     complete_for: Annotated[
         str | None, typer.Option(help="Labels that are annotated without gaps, such as WBC,Platelets. Default: all.")
     ] = None,
@@ -95,6 +100,7 @@ def import_data(
         order=order,
         size_two=size_two,
         label=label,
+        sample_group=sample_group,
         complete_for=names(complete_for) or None,
         licence=licence,
     )
@@ -205,6 +211,8 @@ def export_data(
         problems = _write_cytologia(data, options, test, out, expected_counts)
     elif test is not None or expected_counts:
         raise SettingError(f"--test and --expected-counts go with --format cytologia, not with {format}")
+    elif format == "sartorius_submission":
+        problems = _write_sartorius(data, options, out)
     elif format in _PREDICTIONS or truth is not None:
         problems = _write_attributes(data, options, format, truth, out)
     else:
@@ -225,6 +233,18 @@ def _write_cytologia(data: Any, options: Any, test: Path | None, out: Path, orac
     if isinstance(data, Cells):
         raise SettingError("the sizes of the images are not known: name the folder that predict wrote, or a dataset")
     return write_submission(data.cells, data.images, test, out, use_expected_counts=oracle)
+
+
+def _write_sartorius(data: Any, options: Any, out: Path) -> Any:
+    """The answer to Sartorius. It has a row for every image, and codes count the pixels of their image."""
+    from cytolens.cells import Cells
+    from cytolens.formats.sartorius_submission import write_submission
+
+    if options != type(options)():
+        raise SettingError("--copy-images, --results, --reference and --order do not go with sartorius_submission")
+    if isinstance(data, Cells):
+        raise SettingError("the images are not known: name the folder that predict wrote, or a dataset")
+    return write_submission(data.cells, data.images, out)
 
 
 def _write_attributes(data: Any, options: Any, format: str, truth: Path | None, out: Path) -> Any:
