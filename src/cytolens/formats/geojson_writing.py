@@ -112,8 +112,7 @@ def _outline(code: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
     if not width or not height:
         raise FormatError(f'the size of "{row["image_id"]}" is not known, and its masks need it. Import its image.')
     try:
-        x_min, y_min, x_max, y_max = masks.bounds(code, (height, width)).astype(int).tolist()
-        part = masks.decode(code, (height, width))[y_min:y_max, x_min:x_max]
+        part, x_min, y_min = masks.crop(code, (height, width))
     except ValueError as error:
         raise FormatError(f'a mask of "{row["image_id"]}" cannot be written: {error}. Import it again.') from error
     polygons = contours.polygons_of(part, x_min, y_min)

@@ -21,8 +21,9 @@ _VALIDATIONS = {"leukemia_attri_validation": True, "attributes_validation": Fals
 _EXPORTS = (
     "cytologia (with --test); attributes_csv, leukemia_attri_predictions (findings with their attributes, in our "
     "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth); "
-    "sartorius_submission (id,predicted, of findings without overlaps)."
+    "sartorius_submission (id,predicted, of findings without overlaps); morphometry (size, form and colour per outline)."
 )
+_OUTLINED = ("sartorius_submission", "morphometry")
 _Order = Annotated[
     Literal["row", "column"] | None,
     typer.Option(help="rle_csv: how pixels are numbered. Default at import: as the column is called; at export: row."),
@@ -211,8 +212,8 @@ def export_data(
         problems = _write_cytologia(data, options, test, out, expected_counts)
     elif test is not None or expected_counts:
         raise SettingError(f"--test and --expected-counts go with --format cytologia, not with {format}")
-    elif format == "sartorius_submission":
-        problems = _write_sartorius(data, options, out)
+    elif format in _OUTLINED:
+        problems = _write_outlined(data, options, format, out)
     elif format in _PREDICTIONS or truth is not None:
         problems = _write_attributes(data, options, format, truth, out)
     else:
@@ -235,15 +236,20 @@ def _write_cytologia(data: Any, options: Any, test: Path | None, out: Path, orac
     return write_submission(data.cells, data.images, test, out, use_expected_counts=oracle)
 
 
-def _write_sartorius(data: Any, options: Any, out: Path) -> Any:
-    """The answer to Sartorius. It has a row for every image, and codes count the pixels of their image."""
+def _write_outlined(data: Any, options: Any, format: str, out: Path) -> Any:
+    """A CSV file of outlined cells: the answer to Sartorius, or their measures. Both need the sizes of the images."""
     from cytolens.cells import Cells
-    from cytolens.formats.sartorius_submission import write_submission
 
     if options != type(options)():
-        raise SettingError("--copy-images, --results, --reference and --order do not go with sartorius_submission")
+        raise SettingError(f"--copy-images, --results, --reference and --order do not go with --format {format}")
     if isinstance(data, Cells):
         raise SettingError("the images are not known: name the folder that predict wrote, or a dataset")
+    if format == "morphometry":
+        from cytolens.predict.morphometry import write_morphometry
+
+        return write_morphometry(data.cells, data.images, out)
+    from cytolens.formats.sartorius_submission import write_submission
+
     return write_submission(data.cells, data.images, out)
 
 
