@@ -64,7 +64,7 @@ def bounds(code: bytes, size_hw: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def crop(code: bytes, size_hw: tuple[int, int]) -> tuple[Mask, int, int]:
-    """The part of a mask inside its bounds, without ever holding the whole: the part (h, w), and its left and top in px.
+    """The part of a mask inside its bounds (h, w), and its left and top in px; the whole is never held.
 
     An empty mask has the part (0, 0) at 0, 0.
 
@@ -87,7 +87,7 @@ def perimeter(mask: Mask) -> float:
     """The length in px of all outlines of a mask (H, W), those of holes with them.
 
     By Cauchy's and Crofton's formula in four directions: lines along rows, columns and both diagonals cross an outline
-    the oftener, the longer it is. It is near 2πr for a disc, and 5 % low for a square that lies along the grid.
+    the oftener, the longer it is. It is near 2πr for a disc, and 5 to 7 % low for a square that lies along the grid.
     """
     padded = np.pad(np.asarray(mask, bool), 1)
     straight = (padded[1:] != padded[:-1]).sum() + (padded[:, 1:] != padded[:, :-1]).sum()

@@ -92,8 +92,8 @@ def morphometry(cells: Cells, images: Images) -> tuple[pl.DataFrame, Problems]:
     half of its pixels. The nucleus-to-cytoplasm ratio of a cell is the area of its nuclei over that of the rest of it.
 
     Returns:
-        The table with the columns of `SCHEMA`, in the order of the cells; and what stands in the way: images that cannot
-        be read (their cells have no colour) and cells without an outline (they are left out).
+        The table with the columns of `SCHEMA`, in the order of the cells; and what stands in the way: images that
+        cannot be read (their cells have no colour) and cells without an outline (they are left out).
 
     Raises:
         DatasetError: the size of an image with outlines is not known, or a mask is not of that size.
@@ -205,9 +205,7 @@ def _kind(name: str | None, labels: LabelSet) -> str:
 # -- colours ----------------------------------------------------------------------------------------
 
 
-def _colours(
-    outlines: Sequence[Outline], row: Mapping[str, Any], problems: Problems
-) -> list[Sequence[float | None]]:
+def _colours(outlines: Sequence[Outline], row: Mapping[str, Any], problems: Problems) -> list[Sequence[float | None]]:
     """Mean red, green and blue of each outline; None where the image cannot be read."""
     if row["path"] is None:
         what = "it is not known where the image file is; its cells have no colour."

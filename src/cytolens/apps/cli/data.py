@@ -21,7 +21,7 @@ _VALIDATIONS = {"leukemia_attri_validation": True, "attributes_validation": Fals
 _EXPORTS = (
     "cytologia (with --test); attributes_csv, leukemia_attri_predictions (findings with their attributes, in our "
     "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth); "
-    "sartorius_submission (id,predicted, of findings without overlaps); morphometry (size, form and colour per outline)."
+    "sartorius_submission (id,predicted, of findings without overlaps); morphometry (size, form, colour of outlines)."
 )
 _OUTLINED = ("sartorius_submission", "morphometry")
 _Order = Annotated[
