@@ -87,7 +87,7 @@ def _features(cells: Cells, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         measurements = {} if score is None else {"score": _number(score)}
         properties: dict[str, Any] = {"objectType": "annotation" if score is None else "detection"}
         if label is not None:
-            properties["classification"] = {"name": label, "color": _colour(cells.labels, label)}
+            properties["classification"] = {"name": label, "color": list(own_colour(cells.labels, label))}
         if ignore:
             measurements["ignore"] = 1
         features.append(
@@ -135,7 +135,7 @@ def _number(value: float) -> int | float:
     return int(short) if short.is_integer() else short
 
 
-def _colour(labels: LabelSet, label: str) -> list[int]:
+def own_colour(labels: LabelSet, label: str) -> tuple[int, int, int]:
     """A strong colour (R, G, B) of its own for each label."""
-    shares = colorsys.hsv_to_rgb(labels.index(label) * _GOLDEN % 1, 0.75, 0.85)
-    return [round(255 * share) for share in shares]
+    red, green, blue = colorsys.hsv_to_rgb(labels.index(label) * _GOLDEN % 1, 0.75, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
