@@ -113,7 +113,7 @@ def _outline(code: bytes | None, frame_wh: tuple[int, int], scale_xy: NDArray[np
     if code is None:
         return []
     try:
-        part, x, y = masks.crop(code, frame_wh[::-1])
+        part, x, y = masks.crop(code, (frame_wh[1], frame_wh[0]))
     except ValueError:  # the picture is another than the one that was looked at
         return []
     if not part.size:
