@@ -63,6 +63,70 @@ def bounds(code: bytes, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     return np.array([starts[0] // height, y_min, lasts[-1] // height + 1, y_max], np.float32)
 
 
+def crop(code: bytes, size_hw: tuple[int, int]) -> tuple[Mask, int, int]:
+    """The part of a mask inside its bounds (h, w), and its left and top in px; the whole is never held.
+
+    An empty mask has the part (0, 0) at 0, 0.
+
+    Raises:
+        ValueError: the runs do not add up to height × width.
+    """
+    x_min, y_min, x_max, y_max = bounds(code, size_hw).astype(int).tolist()
+    runs, height = to_runs(code), size_hw[0]
+    ends = np.cumsum(runs)[1::2]
+    # Runs lie column by column, so the columns of the part hold all of them.
+    steps = np.zeros((x_max - x_min) * height + 1, np.int8)
+    filled = runs[1::2] > 0
+    steps[(ends - runs[1::2])[filled] - x_min * height] += 1
+    steps[ends[filled] - x_min * height] -= 1
+    columns = np.cumsum(steps[:-1], dtype=np.int8).reshape(x_max - x_min, height)
+    return np.ascontiguousarray(columns[:, y_min:y_max].T.astype(bool)), x_min, y_min
+
+
+def perimeter(mask: Mask) -> float:
+    """The length in px of all outlines of a mask (H, W), those of holes with them.
+
+    By Cauchy's and Crofton's formula in four directions: lines along rows, columns and both diagonals cross an outline
+    the oftener, the longer it is. It is near 2πr for a disc, and 5 to 7 % low for a square that lies along the grid.
+    """
+    padded = np.pad(np.asarray(mask, bool), 1)
+    straight = (padded[1:] != padded[:-1]).sum() + (padded[:, 1:] != padded[:, :-1]).sum()
+    diagonal = (padded[1:, 1:] != padded[:-1, :-1]).sum() + (padded[1:, :-1] != padded[:-1, 1:]).sum()
+    return float(np.pi / 8 * (straight + diagonal / np.sqrt(2)))
+
+
+def eccentricity(mask: Mask) -> float:
+    """Of the ellipse that has a mask's second moments, 0 (round) … 1 (a line); 0 for an empty mask.
+
+    Pixels are squares and not points, so a rectangle of a × b px has √(1 − b²/a²).
+    """
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return 0.0
+    spread = np.cov(np.stack([columns, rows]).astype(np.float64), bias=True) + np.eye(2) / 12
+    small, large = np.linalg.eigvalsh(spread)
+    return float(np.sqrt(max(0.0, 1 - small / large)))
+
+
+def solidity(mask: Mask) -> float:
+    """The share that a mask has of its convex hull, up to 1; 0 for an empty mask.
+
+    The hull is that of the pixels' centres and its area the number of centres in it, on it included (Pick's theorem),
+    so every mask without a dent that pixels can show has 1.
+    """
+    import cv2
+
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return 0.0
+    points = np.stack([columns, rows], axis=1).astype(np.int32)
+    hull = np.asarray(cv2.convexHull(points), np.int64).reshape(-1, 2)
+    after = np.roll(hull, -1, axis=0)
+    twice_area = abs(int((hull[:, 0] * after[:, 1] - after[:, 0] * hull[:, 1]).sum()))
+    on_border = int(np.gcd(*np.abs(after - hull).T).sum())
+    return len(rows) / ((twice_area + on_border) // 2 + 1)
+
+
 def iou(a: Sequence[bytes], b: Sequence[bytes], size_hw: tuple[int, int]) -> NDArray[np.float64]:
     """Intersection over union of every mask of `a` with every mask of `b`, shape (N, M)."""
     from faster_coco_eval.core import mask as codec

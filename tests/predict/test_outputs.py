@@ -72,7 +72,8 @@ def test_every_output_is_written(prediction: Prediction, predictor: Predictor, t
     told: list[tuple[int, int]] = []
     tell = lambda done, total: told.append((done, total))  # noqa: E731
     write_outputs(prediction, predictor.bundle, out, FORMATS, predictor.settings, tell)
-    tables = {"cells.parquet", "images.parquet", "cells.csv", "differential.csv", "cells.coco.json"}
+    tables = {"cells.parquet", "images.parquet", "cells.csv", "differential.csv", "cells.coco.json", "morphometry.csv"}
+    tables |= {f"label_images/masks/{name}" for name in ("a.png", "é.png", "empty.png", "cells.csv")}
     outlines = {name.replace("overlays/", "geojson/").removesuffix(".png") + ".geojson" for name in OVERLAYS}
     assert written_files(out) == tables | OVERLAYS | outlines | {"report.html", "run.json"}
     features = json.loads((out / "geojson" / "a.png.geojson").read_text())["features"]
@@ -89,7 +90,7 @@ def test_only_what_was_asked_for_is_written(prediction: Prediction, predictor: P
 def test_formats_are_checked_before_the_work() -> None:
     assert checked_formats(["report"]) == ("cells", "report")
     assert checked_formats(["overlay", "csv", "csv"]) == ("cells", "csv", "overlay")
-    assert set(DEFAULT_FORMATS) == set(FORMATS) - {"coco", "geojson"}
+    assert set(DEFAULT_FORMATS) == set(FORMATS) - {"coco", "geojson", "label_images", "morphometry"}
     with pytest.raises(SettingError, match=r'no output format "overlays"\. Did you mean "overlay"\? Allowed: cells, '):
         checked_formats(["csv", "overlays"])
 

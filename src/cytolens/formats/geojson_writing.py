@@ -87,7 +87,7 @@ def _features(cells: Cells, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         measurements = {} if score is None else {"score": _number(score)}
         properties: dict[str, Any] = {"objectType": "annotation" if score is None else "detection"}
         if label is not None:
-            properties["classification"] = {"name": label, "color": _colour(cells.labels, label)}
+            properties["classification"] = {"name": label, "color": list(own_colour(cells.labels, label))}
         if ignore:
             measurements["ignore"] = 1
         features.append(
@@ -112,8 +112,7 @@ def _outline(code: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
     if not width or not height:
         raise FormatError(f'the size of "{row["image_id"]}" is not known, and its masks need it. Import its image.')
     try:
-        x_min, y_min, x_max, y_max = masks.bounds(code, (height, width)).astype(int).tolist()
-        part = masks.decode(code, (height, width))[y_min:y_max, x_min:x_max]
+        part, x_min, y_min = masks.crop(code, (height, width))
     except ValueError as error:
         raise FormatError(f'a mask of "{row["image_id"]}" cannot be written: {error}. Import it again.') from error
     polygons = contours.polygons_of(part, x_min, y_min)
@@ -136,7 +135,7 @@ def _number(value: float) -> int | float:
     return int(short) if short.is_integer() else short
 
 
-def _colour(labels: LabelSet, label: str) -> list[int]:
+def own_colour(labels: LabelSet, label: str) -> tuple[int, int, int]:
     """A strong colour (R, G, B) of its own for each label."""
-    shares = colorsys.hsv_to_rgb(labels.index(label) * _GOLDEN % 1, 0.75, 0.85)
-    return [round(255 * share) for share in shares]
+    red, green, blue = colorsys.hsv_to_rgb(labels.index(label) * _GOLDEN % 1, 0.75, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)

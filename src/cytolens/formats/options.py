@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from cytolens.formats.sample_ids import SampleGroup
 from cytolens.labels import LabelSet
 from cytolens.problems import SettingError, did_you_mean, listing
 
@@ -60,6 +61,7 @@ class ReadOptions(_Options):
         size_two: LeukemiaAttri's label files only: what the code 2 says in the column of the cell size, "large" or, as
             in their other columns, "ignore" (the value is missing).
         label: the label of all cells that the source itself does not name, for label images.
+        sample_group: the group that a Sartorius sample id gives: its "well" (of its vessel), or the whole "vessel".
     """
 
     name: str | None = None
@@ -76,6 +78,7 @@ class ReadOptions(_Options):
     order: Order | None = None
     size_two: Literal["large", "ignore"] = "large"
     label: str | None = None
+    sample_group: SampleGroup = "well"
 
 
 class WriteOptions(_Options):

@@ -26,6 +26,7 @@ from cytolens.formats.assembly import Imported, assemble, rows
 from cytolens.formats.export import copy_images, file_names, number_text, output_file
 from cytolens.formats.intake import Intake, Reference, encoding_of
 from cytolens.formats.options import Order, ReadOptions, WriteOptions
+from cytolens.formats.sample_ids import SampleId, parsed
 from cytolens.formats.sources import Picture, without_image_suffix
 from cytolens.labels import folded
 from cytolens.problems import FormatError, Problems, SettingError, written
@@ -61,8 +62,6 @@ _HEADERS: dict[Order, tuple[str, ...]] = {
     "column": ("ImageId", "EncodedPixels", "Width", "Height", "cell_type"),
 }
 _EXTRA = ("score", "ignore", "split", "group")
-# Sartorius: <type>[<state>]_<well>-<site>_Vessel-<number>_…
-_SAMPLE = re.compile(r"[^\[\]]+\[[^\]]*\]_(?P<well>[A-Z]+\d+)-\d+_Vessel-(?P<vessel>\d+)(_|$)")
 
 
 class _Cell(NamedTuple):
@@ -99,8 +98,8 @@ def looks_like_runs(path: Path) -> bool:
 def read(source: Path, options: ReadOptions) -> Imported:
     """Read a CSV file of run-length codes, or a folder with exactly one.
 
-    Rows whose code is wrong are left out; each becomes a problem. Where no group is named, that of a
-    Sartorius ``sample_id`` is its vessel and well.
+    Rows whose code is wrong are left out; each becomes a problem. Where no group is named, that of a Sartorius
+    ``sample_id`` is its vessel and well, or as `options.sample_group` says; the ids stay in the dataset's provenance.
 
     Raises:
         FormatError: there is no such file or several, it is no proper CSV, or columns are missing.
@@ -113,12 +112,25 @@ def read(source: Path, options: ReadOptions) -> Imported:
     order = options.order or _order_of(table, path)
     found, of_row, index = tables.image_references(table, intake, path, "images")
     declared = _declared_sizes(table)
-    references = _described(found, of_row, declared, table.texts("sample"))
+    samples = _samples(intake, table, of_row, intake.place(path))
+    references = _described(
+        found, of_row, declared, {i: sample.group(options.sample_group) for i, (_, sample) in samples.items()}
+    )
     pictures = intake.locate(references, index)
     cells = _decoded(intake, table, order, of_row, declared, pictures, intake.place(path))
     _note_doubtful_order(intake, order, cells)
     _note_overlaps(intake, cells, of_row, references)
-    return assemble(intake, references, pictures, _frame(table, cells, of_row, intake.place(path)))
+    imported = assemble(intake, references, pictures, _frame(table, cells, of_row, intake.place(path)))
+    return _with_sample_ids(imported, {p.image_id: samples[i][0] for i, p in enumerate(pictures) if p and i in samples})
+
+
+def _with_sample_ids(imported: Imported, sample_ids: Mapping[str, str]) -> Imported:
+    """The same, with image id → sample id in the provenance of its dataset."""
+    if not sample_ids:
+        return imported
+    *before, step = imported.dataset.provenance
+    told = (*before, {**step, "sample_ids": dict(sample_ids)})
+    return replace(imported, dataset=replace(imported.dataset, provenance=told))
 
 
 def _order_of(table: tables.Table, path: Path) -> Order:
@@ -140,20 +152,36 @@ def _declared_sizes(table: tables.Table) -> list[tuple[int, int] | None]:
     ]
 
 
+def _samples(intake: Intake, table: tables.Table, of_row: Sequence[int], place: str) -> dict[int, tuple[str, SampleId]]:
+    """Image → its sample id and what that says; ids of another form, or several of one image, are problems."""
+    first: dict[int, tuple[str, int]] = {}
+    for row, (image, text) in enumerate(zip(of_row, table.texts("sample"), strict=True)):
+        if text is not None and image >= 0 and first.setdefault(image, (text, row))[0] != text:
+            what = (
+                f'the image has the sample id "{first[image][0]}" in another row, here "{text[:80]}"; the first counts.'
+            )
+            intake.problems.add("sample-id-wrong", f"{place}:{table.lines[row]}", what, "Correct the file.", "error")
+    samples: dict[int, tuple[str, SampleId]] = {}
+    for image, (text, row) in first.items():
+        try:
+            samples[image] = text, parsed(text)
+        except FormatError as error:
+            what = f"{error} The image stands in no group, so that a split may part its well."
+            intake.problems.add("sample-id-wrong", f"{place}:{table.lines[row]}", what, "Correct the file.", "error")
+    return samples
+
+
 def _described(
     references: Sequence[Reference],
     of_row: Sequence[int],
     declared: Sequence[tuple[int, int] | None],
-    samples: Sequence[str | None],
+    groups: Mapping[int, str],
 ) -> list[Reference]:
-    """The references with the size that their rows declare and the group that their sample names."""
+    """The references with the size that their rows declare and the group of their sample."""
     sizes: dict[int, tuple[int, int]] = {}
-    groups: dict[int, str] = {}
-    for image, size_wh, sample in zip(of_row, declared, samples, strict=True):
+    for image, size_wh in zip(of_row, declared, strict=True):
         if size_wh is not None:
             sizes.setdefault(image, size_wh)
-        if sample is not None and (parts := _SAMPLE.match(sample)) is not None:
-            groups.setdefault(image, f"vessel {parts['vessel']} well {parts['well']}")
     return [
         replace(reference, size_wh=sizes.get(i), group=reference.group or groups.get(i))
         for i, reference in enumerate(references)

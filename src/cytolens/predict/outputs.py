@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
@@ -25,18 +25,20 @@ from cytolens.predict.blasts import BlastSettings, blasts
 from cytolens.predict.differential import differential, without_parts
 from cytolens.predict.fields import Prediction
 from cytolens.predict.sentences import sentences
-from cytolens.problems import ImageError, SettingError, did_you_mean, written
+from cytolens.problems import ImageError, Problem, SettingError, did_you_mean, written
 
-FORMATS = ("cells", "csv", "coco", "geojson", "overlay", "report")
+FORMATS = ("cells", "csv", "coco", "geojson", "label_images", "morphometry", "overlay", "report")
 DEFAULT_FORMATS = ("cells", "csv", "overlay", "report")
 _OVERLAY_PX = 1600
 _FILES = {
     "cells": (),  # always written
     "csv": ("cells.csv", "differential.csv"),
     "coco": ("cells.coco.json",),
+    "morphometry": ("morphometry.csv",),
     "report": ("report.html",),
 }
 _PER_IMAGE = {"overlay": ("overlays", ".png"), "geojson": ("geojson", ".geojson")}
+_LABEL_IMAGES = "label_images"
 Progress = Callable[[int, int], None]
 
 
@@ -99,15 +101,19 @@ def write_outputs(
         from cytolens.predict.report import write_report
 
         timed("report", lambda: write_report(prediction, bundle, table, folder / "report.html", line))
-    lost: list[str] = []
+    lost: dict[str, list[str]] = {"coco": []}
     if "coco" in formats:
-        timed("coco", lambda: lost.extend(_write_coco(prediction, folder)))
+        timed("coco", lambda: lost.update(coco=_write_coco(prediction, folder)))
+    if _LABEL_IMAGES in formats:
+        timed(_LABEL_IMAGES, lambda: lost.update(label_images=_write_label_images(prediction, folder)))
+    if "morphometry" in formats:
+        timed("morphometry", lambda: lost.update(morphometry=_write_morphometry(prediction, folder)))
     if "geojson" in formats:
         timed("geojson", lambda: _write_geojson(prediction, folder))
     summary = (
         _summary(prediction, bundle, settings, table, formats, timings)
         | {"blasts": _blasts(prediction.cells, line)}
-        | {"coco_leaves_out": lost}
+        | {f"{name}_leaves_out": what for name, what in lost.items()}
         | dict(more or {})
     )
     _remove_stale(folder, earlier, formats, prediction)
@@ -130,6 +136,9 @@ def _remove_stale(folder: Path, earlier: Sequence[str], formats: Sequence[str], 
     for name in earlier:
         for file in _FILES.get(name, ()) if name not in formats else ():
             (folder / file).unlink(missing_ok=True)
+        if name == _LABEL_IMAGES and name not in formats:
+            for file in _label_images(folder / _LABEL_IMAGES):
+                file.unlink()
         if name in _PER_IMAGE:
             place, suffix = _PER_IMAGE[name]
             drawn = prediction.images.ids if name in formats else ()
@@ -180,7 +189,7 @@ def _write_coco(prediction: Prediction, folder: Path) -> list[str]:
     from cytolens import formats
 
     dataset = Dataset(prediction.images, prediction.cells, "prediction")
-    return [problem.what for problem in formats.write(dataset, folder / "cells.coco.json", "coco")]
+    return _told(formats.write(dataset, folder / "cells.coco.json", "coco"))
 
 
 def _write_geojson(prediction: Prediction, folder: Path) -> None:
@@ -193,6 +202,43 @@ def _write_geojson(prediction: Prediction, folder: Path) -> None:
         target = file_of_image(folder / "geojson", image_id, ".geojson")
         target.parent.mkdir(parents=True, exist_ok=True)
         formats.write(Dataset(one, counted.of_image(image_id), "prediction"), target, "geojson")
+
+
+def _write_label_images(prediction: Prediction, folder: Path) -> list[str]:
+    """Write the label images of the counted cells; returns what the format has no place for."""
+    from cytolens import formats
+
+    target = folder / _LABEL_IMAGES
+    dataset = Dataset(prediction.images, prediction.cells, "prediction")
+    # Made beside and moved file by file, so that those of an earlier run are replaced when the new ones are whole.
+    with tempfile.TemporaryDirectory(prefix=f".{_LABEL_IMAGES}-", dir=folder) as made:
+        problems = formats.write(dataset, made, _LABEL_IMAGES)
+        new = {file.relative_to(made): file for file in Path(made).rglob("*") if file.is_file()}
+        for name, file in new.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target / name)
+    for file in _label_images(target):
+        if file.relative_to(target) not in new:
+            file.unlink()
+    return _told(problems)
+
+
+def _label_images(target: Path) -> list[Path]:
+    """The files that `_write_label_images` left."""
+    masks = target / "masks"
+    return [*masks.rglob("*.png"), *masks.rglob("*.tif"), *masks.glob("cells.csv")]
+
+
+def _write_morphometry(prediction: Prediction, folder: Path) -> list[str]:
+    """Write the measures of outlined cells; returns what could not be measured."""
+    from cytolens.predict.morphometry import write_morphometry
+
+    return _told(write_morphometry(prediction.cells, prediction.images, folder / "morphometry.csv"))
+
+
+def _told(problems: Iterable[Problem]) -> list[str]:
+    """Problems as sentences of the summary."""
+    return [f"{problem.where}: {problem.what}" for problem in problems]
 
 
 def _write_overlays(prediction: Prediction, folder: Path, progress: Progress | None) -> None:
@@ -215,18 +261,17 @@ def _write_overlay(row: dict[str, Any], cells: Cells, folder: Path) -> None:
 
     from cytolens.predict.overlays import overlay
 
+    frame_wh = None
     try:
         if (regions := open_regions(Path(row["path"]))) is not None:
             with regions:
-                pixels = regions.overview(_OVERLAY_PX)
-            scale = np.array(pixels.shape[1::-1] * 2) / np.array(regions.size_wh * 2)
-            cells = cells.with_boxes(cells.boxes() * scale)
+                pixels, frame_wh = regions.overview(_OVERLAY_PX), regions.size_wh
         else:
             pixels = load_image(row["path"], max_pixels=2**40).pixels
     except ImageError:
         return  # read a moment ago; whoever took it away knows
     with written(file_of_image(folder, row["image_id"], ".png")) as part:
-        Image.fromarray(overlay(pixels, cells, _OVERLAY_PX)).save(part, compress_level=1)
+        Image.fromarray(overlay(pixels, cells, _OVERLAY_PX, frame_wh)).save(part, compress_level=1)
 
 
 def file_of_image(folder: Path, image_id: str, suffix: str) -> Path:
@@ -276,6 +321,7 @@ def _summary(
         "images": images,
         "failed": len(prediction.failed),
         "cells": len(counted),
+        "outlined": len(counted) - counted["mask"].null_count(),
         "referred": int(counted["refer"].sum()),
         "referred_because": prediction.reasons,
         "counts": {row["label"]: row["count"] for row in total.iter_rows(named=True) if row["count"]},

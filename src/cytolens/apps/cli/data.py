@@ -20,8 +20,10 @@ _PREDICTIONS = {"leukemia_attri_predictions": True, "attributes_csv": False}
 _VALIDATIONS = {"leukemia_attri_validation": True, "attributes_validation": False}
 _EXPORTS = (
     "cytologia (with --test); attributes_csv, leukemia_attri_predictions (findings with their attributes, in our "
-    "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth)."
+    "columns or those of LeukemiaAttri's program); attributes_validation, leukemia_attri_validation (beside --truth); "
+    "sartorius_submission (id,predicted, of findings without overlaps); morphometry (size, form, colour of outlines)."
 )
+_OUTLINED = ("sartorius_submission", "morphometry")
 _Order = Annotated[
     Literal["row", "column"] | None,
     typer.Option(help="rle_csv: how pixels are numbered. Default at import: as the column is called; at export: row."),
@@ -59,6 +61,10 @@ def import_data(
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="label_images: the label of all cells that no CSV names.")] = None,
+    sample_group: Annotated[
+        Literal["well", "vessel"],
+        typer.Option(help="rle_csv with Sartorius' sample_id: images of one well, or of one vessel, are a group."),
+    ] = "well",
     complete_for: Annotated[
         str | None, typer.Option(help="Labels that are annotated without gaps, such as WBC,Platelets. Default: all.")
     ] = None,
@@ -95,6 +101,7 @@ def import_data(
         order=order,
         size_two=size_two,
         label=label,
+        sample_group=sample_group,
         complete_for=names(complete_for) or None,
         licence=licence,
     )
@@ -205,6 +212,8 @@ def export_data(
         problems = _write_cytologia(data, options, test, out, expected_counts)
     elif test is not None or expected_counts:
         raise SettingError(f"--test and --expected-counts go with --format cytologia, not with {format}")
+    elif format in _OUTLINED:
+        problems = _write_outlined(data, options, format, out)
     elif format in _PREDICTIONS or truth is not None:
         problems = _write_attributes(data, options, format, truth, out)
     else:
@@ -225,6 +234,23 @@ def _write_cytologia(data: Any, options: Any, test: Path | None, out: Path, orac
     if isinstance(data, Cells):
         raise SettingError("the sizes of the images are not known: name the folder that predict wrote, or a dataset")
     return write_submission(data.cells, data.images, test, out, use_expected_counts=oracle)
+
+
+def _write_outlined(data: Any, options: Any, format: str, out: Path) -> Any:
+    """A CSV file of outlined cells: the answer to Sartorius, or their measures. Both need the sizes of the images."""
+    from cytolens.cells import Cells
+
+    if options != type(options)():
+        raise SettingError(f"--copy-images, --results, --reference and --order do not go with --format {format}")
+    if isinstance(data, Cells):
+        raise SettingError("the images are not known: name the folder that predict wrote, or a dataset")
+    if format == "morphometry":
+        from cytolens.predict.morphometry import write_morphometry
+
+        return write_morphometry(data.cells, data.images, out)
+    from cytolens.formats.sartorius_submission import write_submission
+
+    return write_submission(data.cells, data.images, out)
 
 
 def _write_attributes(data: Any, options: Any, format: str, truth: Path | None, out: Path) -> Any:

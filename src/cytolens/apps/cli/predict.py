@@ -21,7 +21,7 @@ def predict(
     format: Annotated[
         str | None,
         typer.Option(
-            help="Comma separated: cells, csv, coco, geojson, overlay, report. Default: all but coco and geojson."
+            help="Comma separated: cells, csv, overlay, report (the default); coco, geojson, label_images, morphometry."
         ),
     ] = None,
     where: Annotated[
@@ -97,6 +97,8 @@ def predict(
     lines += [f"  {summary['ms_per_image']} ms per image"] if summary["ms_per_image"] else []
     if summary["remarks"]:
         lines.append(f"  {len(summary['remarks'])} images are unlike the training's; their cells are referred")
+    if not summary["outlined"] and {"label_images", "morphometry"} & set(formats):
+        lines.append("  no counted cell has an outline, so label_images and morphometry are empty: take another bundle")
     if "report" in formats:
         lines.append(f"  open {out / 'report.html'}")
     answer(summary, lines + problem_lines(prediction.problems), json_output)
