@@ -236,7 +236,7 @@ def copy_pasted(
         return sample
     count = int(random.integers(1, min(len(donor.masks), settings.copy_paste_most) + 1))
     chosen = random.permutation(len(donor.masks))[:count]
-    covered = donor.masks[chosen].any(axis=0)
+    covered: Masks = np.logical_or.reduce(donor.masks[chosen])
     joined = OutlinedSample(
         np.where(covered[:, :, None], donor.pixels, sample.pixels),
         np.concatenate([sample.masks & ~covered, donor.masks[chosen]]),
