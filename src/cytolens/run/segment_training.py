@@ -11,13 +11,14 @@ import numpy as np
 import polars as pl
 
 from cytolens import boxes as box
-from cytolens.bundle import Bundle, BundleInfo, rewrite
+from cytolens.bundle import Bundle, rewrite
 from cytolens.bundle import write as write_bundle
 from cytolens.dataset import Dataset
 from cytolens.images import Images, load_image
 from cytolens.predict.mirror_shift import measure_mirror_shift
 from cytolens.predict.region_networks import RegionMember
 from cytolens.problems import DatasetError, ImageError, Problems
+from cytolens.run.bundle_record import info_of
 from cytolens.tasks.segment import BOXES_FILE, MASKS_FILE, TRUNK_FILE
 from cytolens.train import outlined_samples as samples
 from cytolens.train.batches import Samples, tuning_part
@@ -92,18 +93,16 @@ def segment_plan(settings: SegmentTraining, learning: Dataset, tuning: Dataset, 
     )
 
 
-def segment_bundle(
-    info: BundleInfo, network: Any, settings: SegmentTraining, learning: Dataset, tuning: Dataset, run: Path
-) -> Bundle:
+def segment_bundle(settings: SegmentTraining, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
     """Export the network in three pieces, and measure its shift. Its thresholds are the settings'; none is tuned here.
 
     Args:
-        info: what all bundles say of their training.
-        network: as trained.
         settings: of the training.
+        network: as trained.
         learning, tuning: what was learnt from, and what the shift is measured on.
         run: the run folder, with the network's weights.
     """
+    info = info_of(settings, learning, run, segment_input=settings.input, segment_output=settings.output)
     folder = run / "onnx"
     folder.mkdir(exist_ok=True)
     export_region_network(network, folder)
@@ -125,14 +124,7 @@ def segment_bundle(
             "sources": table["source"].unique().sort().to_list(),
         },
     }
-    info = info.model_copy(
-        update={
-            "architecture": architecture,
-            "segment_input": settings.input,
-            "segment_output": settings.output,
-            "training": record,
-        }
-    )
+    info = info.model_copy(update={"architecture": architecture, "training": record})
     files: dict[str, Path | bytes] = {name: folder / name for name in _PIECES}
     bundle = write_bundle(run / "bundle", info, {**files, "weights.safetensors": run / "weights.safetensors"})
     shutil.rmtree(folder)

@@ -192,15 +192,10 @@ def train(
     plan = _PLANNERS[settings.task](settings, learning, tuning, problems)
     _start(plan.module.network, settings, notify)
     network = fit(plan, settings, run, resume=resume, progress=progress, notify=notify)
-    if settings.task == "segment":
-        notify("exporting; thresholds stay as set, cytolens tune finds better ones")
-        info = info_of(settings, learning, run)
-        bundle = segment_training.segment_bundle(info, network, settings, learning, tuning, run)
-        return TrainingResult(run, bundle, problems)
-    exporter = _detect_bundle if settings.task == "detect" else _classify_bundle
     notify("exporting and calibrating")
-    bundle = exporter(settings, network, learning, tuning, run)
-    return TrainingResult(run, make_exam(bundle), problems)
+    bundle = _EXPORTERS[settings.task](settings, network, learning, tuning, run)
+    # Region networks have no exam: what they find at the thresholds of the settings says little before these are tuned.
+    return TrainingResult(run, bundle if settings.task == "segment" else make_exam(bundle), problems)
 
 
 def without_fold(dataset: Dataset, fold: int) -> Dataset:
@@ -374,3 +369,10 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
     info = info.model_copy(update={"classify_output": calibrated(output, tuned, learning.labels)})
     familiar = familiarity(output, learnt, tuned, learning.labels)
     return rewrite(bundle, info, {} if familiar is None else {FILE: familiar.to_bytes()})
+
+
+_EXPORTERS: dict[str, Callable[[Any, Any, Dataset, Dataset, Path], Bundle]] = {
+    "detect": _detect_bundle,
+    "classify": _classify_bundle,
+    "segment": segment_training.segment_bundle,
+}
