@@ -77,6 +77,7 @@ def settings() -> str:
     from cytolens.train.adapt_settings import AdaptSettings
     from cytolens.train.classification import ClassifyTraining
     from cytolens.train.detection import DetectTraining
+    from cytolens.train.segment_settings import SegmentTraining
 
     parts = [
         "# Settings",
@@ -92,6 +93,7 @@ def settings() -> str:
         ("backgrounds (a step of cytolens run)", BackgroundSettings),
         ("cytolens train detect", DetectTraining),
         ("cytolens train classify", ClassifyTraining),
+        ("cytolens train segment", SegmentTraining),
         ("cytolens adapt", AdaptSettings),
         ("recolour (a step of cytolens run)", Recolour),
         ("cytolens predict", PredictSettings),

@@ -64,6 +64,8 @@ def adapt(
             f'"{bundle.name}" is a pipeline; adapt its members one by one and put them together again with '
             "cytolens bundles pack"
         )
+    if task == "segment":
+        raise SettingError(f'"{bundle.name}" outlines cells; adapt fits detectors and classifiers only')
     if (run / "bundle").exists() or (run / "settings.json").exists():
         raise SettingError(f"{run} already holds a run. Choose another --out.")
     weights = bundle.file("weights.safetensors")

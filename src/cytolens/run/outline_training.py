@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolens.bundle import Bundle
+from cytolens.bundle import Bundle, rewrite, write
 from cytolens.dataset import Dataset
 from cytolens.predict.outlining import FieldMaps
 from cytolens.problems import Problems
+from cytolens.run.bundle_record import info_of
 from cytolens.tasks.outlines import MapReading, OutlineOutput, read
 from cytolens.train import outlines
+from cytolens.train.export import export_outlines
 from cytolens.train.fit import Plan
 from cytolens.train.outline_settings import OutlineTraining
 from cytolens.train.outlines import StoredPicture, mean_precision
@@ -38,6 +42,17 @@ def outline_plan(settings: OutlineTraining, learning: Dataset, tuning: Dataset, 
         collate=outlines.collate,
         tuning=outlines.tuning_batches(outlines.stored(tuning, settings, problems), settings),
     )
+
+
+def outline_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
+    """Export, then choose the limits of reading on the tuning part."""
+    export_outlines(network, run / "model.onnx", field=settings.input.shows == "field")
+    record = {"kind": "maps", "model": settings.model, "width": settings.width}
+    outline = {"outline_input": settings.input, "outline_output": settings.output}
+    info = info_of(settings, learning, run, task="segment", architecture=record, **outline)
+    files: dict[str, Path | bytes] = {name: run / name for name in ("model.onnx", "weights.safetensors")}
+    bundle = write(run / "bundle", info, files)
+    return rewrite(bundle, info.model_copy(update={"outline_output": outline_output(bundle, settings, tuning)}))
 
 
 def outline_output(bundle: Bundle, settings: OutlineTraining, tuning: Dataset) -> OutlineOutput:

@@ -23,7 +23,7 @@ class TrainStep(Step):
         """Public weights are known by their name."""
         return Path(given) if name != "settings.weights" or Path(given).exists() else None
 
-    task: Literal["detect", "classify"]
+    task: Literal["detect", "classify", "segment"]
     data: tuple[Path, ...]
     recipe: Path | None = None
     start: Path | None = Field(default=None, description="a run whose weights are gone on from")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import polars as pl
 import torch
 
-from cytolens.bundle import Bundle, BundleInfo, rewrite
+from cytolens.bundle import Bundle, rewrite
 from cytolens.bundle import write as write_bundle
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset, merge
 from cytolens.images import Images
 from cytolens.labels import LabelSet
 from cytolens.models.checkpoint import load_matching
-from cytolens.models.public_weights import WEIGHTS, starting_weights
+from cytolens.models.public_weights import starting_weights
 from cytolens.predict.calibrate import detection_thresholds, field_ranges
 from cytolens.predict.ensemble import detector_of
 from cytolens.predict.exam import make_exam
@@ -29,6 +28,8 @@ from cytolens.predict.session import ATTRIBUTES_FILE, Classifier, session
 from cytolens.prepare import stain
 from cytolens.prepare.crops import relocated
 from cytolens.problems import BundleError, DatasetError, Problems, SettingError, listing
+from cytolens.run import segment_training
+from cytolens.run.bundle_record import info_of
 from cytolens.run.calibration import (
     answers,
     calibrated,
@@ -39,20 +40,22 @@ from cytolens.run.calibration import (
     region_answers,
     uncalibrated,
 )
-from cytolens.run.outline_training import outline_output, outline_plan
+from cytolens.run.outline_training import outline_bundle, outline_plan
 from cytolens.settings import checked, overlaid, read_recipe, with_overrides
 from cytolens.tasks import attributes, classify
 from cytolens.train import classification, description, detection, multilabel, region_description
 from cytolens.train.background_squares import BackgroundSquares
 from cytolens.train.batches import Samples, readable, tuning_part
-from cytolens.train.export import export_classifier, export_detector, export_outlines, export_regions
+from cytolens.train.export import export_classifier, export_detector, export_regions
 from cytolens.train.fit import Plan, check_run, fit
 from cytolens.train.outline_settings import OutlineTraining
+from cytolens.train.segment_settings import SegmentTraining
 
 TASKS = {
     "detect": detection.DetectTraining,
     "classify": classification.ClassifyTraining,
     "outline": OutlineTraining,
+    "segment": SegmentTraining,
 }
 Notify = Callable[[str], None]
 
@@ -76,10 +79,10 @@ def training_settings(
     """The settings of a training from a recipe, the command line and defaults.
 
     Args:
-        task: detect or classify.
+        task: detect, classify or segment.
         recipe: TOML file with settings.
         overrides: KEY=VALUE each.
-        model: another network than the recipe's.
+        model: another network than the recipe's; of a region network the backbone.
         tables: settings that go over the recipe's, key by key.
 
     Raises:
@@ -92,7 +95,7 @@ def training_settings(
         raise SettingError(f'{recipe} is a recipe for "{data["task"]}", not for "{task}"')
     data = with_overrides(overlaid(data, tables or {}), overrides)
     if model is not None:
-        data["model"] = model
+        data["backbone" if task == "segment" else "model"] = model
     return checked(TASKS[task], data, str(recipe or "settings"))
 
 
@@ -140,7 +143,8 @@ def labels_to_learn(datasets: Sequence[Dataset], settings: Any) -> LabelSet:
     """
     labels = detection.label_set(datasets[0], settings.labels)
     there = {a.column: a for dataset in datasets for a in dataset.labels.attributes}
-    return replace(labels, attributes=attributes.chosen(there.values(), settings.attributes))
+    wanted = getattr(settings, "attributes", ())  # a network of outlines learns none
+    return replace(labels, attributes=attributes.chosen(there.values(), wanted))
 
 
 def train(
@@ -155,7 +159,7 @@ def train(
     """Train, calibrate, and write the bundle to ``run/bundle``.
 
     Args:
-        settings: `DetectTraining` or `ClassifyTraining`.
+        settings: one of `TASKS`.
         dataset: where the images have parts, only `settings.split` is learnt from; the rest is not touched.
         run: the run folder.
         resume: go on where an earlier call was stopped; a finished run is left as it is.
@@ -173,25 +177,28 @@ def train(
         notify(f"{run} is finished; its bundle stays as it is")
         return TrainingResult(run, done, problems)
     if settings.split and not dataset.images.frame["split"].is_null().all():
-        dataset = dataset.part(settings.split)
+        part = segment_training.of_split if settings.task == "segment" else Dataset.part
+        dataset = part(dataset, settings.split)
     if settings.fold is not None:
         dataset = without_fold(dataset, settings.fold)
     dataset = dataset.relabel(labels_to_learn([dataset], settings))
-    kept = tuning_part(dataset.images.frame, settings.tuning_share, settings.seed)
-    learning = dataset.of_images(Images(dataset.images.frame.filter(~kept)))
-    tuning = dataset.of_images(Images(dataset.images.frame.filter(kept)))
+    if settings.task == "segment":
+        learning, tuning = segment_training.segment_parts(dataset, settings, notify)
+    else:
+        kept = tuning_part(dataset.images.frame, settings.tuning_share, settings.seed)
+        learning = dataset.of_images(Images(dataset.images.frame.filter(~kept)))
+        tuning = dataset.of_images(Images(dataset.images.frame.filter(kept)))
     notify(f"{len(learning.images)} images to learn from, {len(tuning.images)} kept for selection and calibration")
     if not len(learning.images) or not len(tuning.images):
         raise SettingError(f"{len(dataset.images)} images are too few to learn from and to keep some for tuning")
     torch.manual_seed(settings.seed)  # weights that are freshly drawn belong to the run's chance, too
-    planner = {"detect": _detect_plan, "classify": _classify_plan, "outline": outline_plan}[settings.task]
-    plan = planner(settings, learning, tuning, problems)
+    plan = _PLANNERS[settings.task](settings, learning, tuning, problems)
     _start(plan.module.network, settings, notify)
     network = fit(plan, settings, run, resume=resume, progress=progress, notify=notify)
-    exporter = {"detect": _detect_bundle, "classify": _classify_bundle, "outline": _outline_bundle}[settings.task]
     notify("exporting and calibrating")
-    bundle = exporter(settings, network, learning, tuning, run)
-    return TrainingResult(run, make_exam(bundle), problems)
+    bundle = _EXPORTERS[settings.task](settings, network, learning, tuning, run)
+    # Region networks have no exam: what they find at the thresholds of the settings says little before these are tuned.
+    return TrainingResult(run, bundle if settings.task == "segment" else make_exam(bundle), problems)
 
 
 def without_fold(dataset: Dataset, fold: int) -> Dataset:
@@ -216,7 +223,8 @@ def _finished_bundle(run: Path) -> Bundle | None:
         bundle = Bundle.load(run / "bundle")
     except BundleError:
         return None
-    return bundle if bundle.file("exam/expected.parquet") is not None else None
+    done = bundle.file("exam/expected.parquet") is not None or segment_training.is_finished(bundle)
+    return bundle if done else None
 
 
 def _start(network: Any, settings: Any, notify: Notify) -> None:
@@ -291,43 +299,12 @@ def _whole_image_plan(settings: Any, learning: Dataset, tuning: Dataset, problem
     )
 
 
-def _info(settings: Any, dataset: Dataset, run: Path, **more: Any) -> BundleInfo:
-    public = WEIGHTS.get(settings.weights or "")
-    return BundleInfo(
-        name=settings.name,
-        task=settings.task,
-        labels=dataset.labels.to_dict(),
-        licence=dataset.licence,
-        credits=[f"started from {public.credit}, {public.licence}"] if public else [],
-        training={
-            "settings": settings.model_dump(mode="json"),
-            "dataset": dataset.name,
-            "dataset_fingerprint": dataset.fingerprint,
-            "images": len(dataset.images),
-            "cells": len(dataset.cells),
-            "commit": _commit(),
-            "torch": torch.__version__,
-            **_finished(run),
-        },
-        **more,
-    )
-
-
-def _finished(run: Path) -> dict[str, Any]:
-    import json
-
-    return {"result": json.loads((run / "finished.json").read_text(encoding="utf-8"))}
-
-
-def _commit() -> str | None:
-    """The commit of the program's own checkout, or None where it is installed from a package."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
+_PLANNERS: dict[str, Callable[[Any, Dataset, Dataset, Problems], Plan]] = {
+    "detect": _detect_plan,
+    "classify": _classify_plan,
+    "outline": outline_plan,
+    "segment": segment_training.segment_plan,
+}
 
 
 def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
@@ -337,7 +314,7 @@ def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Datas
         export_regions(network, run / ATTRIBUTES_FILE)
     roles = {learning.labels.role(name): name for name in learning.labels.names}
     ruler = _red_cell_px(learning, roles.get("erythrocyte"), settings.input.side_px)
-    info = _info(settings, learning, run, detect_input=settings.input, detect_output=settings.output)
+    info = info_of(settings, learning, run, detect_input=settings.input, detect_output=settings.output)
     info = info.model_copy(update={"architecture": {"model": settings.model, "red_cell_px": ruler}})
     info = info.model_copy(update={"field_ranges": _ranges(learning)})
     if settings.attributes:
@@ -352,15 +329,6 @@ def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Datas
     thresholds = detection_thresholds(tuning.cells, found.cells.relabel(tuning.labels), found.images.ids)
     output = settings.output.model_copy(update={"thresholds": thresholds})
     return rewrite(bundle, info.model_copy(update={"detect_output": output}))
-
-
-def _outline_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dataset, run: Path) -> Bundle:
-    """Export, then choose the limits of reading on the tuning part."""
-    export_outlines(network, run / "model.onnx", field=settings.input.shows == "field")
-    info = _info(settings, learning, run, outline_input=settings.input, outline_output=settings.output)
-    info = info.model_copy(update={"task": "segment", "architecture": {"kind": "maps", "model": settings.model}})
-    bundle = write_bundle(run / "bundle", info, _files(run))
-    return rewrite(bundle, info.model_copy(update={"outline_output": outline_output(bundle, settings, tuning)}))
 
 
 def _files(run: Path) -> dict[str, Path | bytes]:
@@ -389,7 +357,7 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
     """Export, then learn temperature, threshold and familiarity on the tuning part."""
     export_classifier(network, run / "model.onnx", settings.input.side_px)
     output = settings.output.model_copy(update={"outputs": "sigmoid" if settings.loss == "focal" else "softmax"})
-    info = _info(settings, learning, run, classify_input=settings.input, classify_output=output)
+    info = info_of(settings, learning, run, classify_input=settings.input, classify_output=output)
     info = info.model_copy(update={"architecture": {"model": settings.model, "norm": settings.norm}})
     bundle = write_bundle(run / "bundle", info, _files(run))
     classifier = Classifier(session(bundle, threads=torch.get_num_threads()), describes=bool(settings.attributes))
@@ -405,3 +373,11 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
     info = info.model_copy(update={"classify_output": calibrated(output, tuned, learning.labels)})
     familiar = familiarity(output, learnt, tuned, learning.labels)
     return rewrite(bundle, info, {} if familiar is None else {FILE: familiar.to_bytes()})
+
+
+_EXPORTERS: dict[str, Callable[[Any, Any, Dataset, Dataset, Path], Bundle]] = {
+    "detect": _detect_bundle,
+    "classify": _classify_bundle,
+    "outline": outline_bundle,
+    "segment": segment_training.segment_bundle,
+}

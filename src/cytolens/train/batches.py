@@ -57,13 +57,15 @@ class EpochSampler(Sampler[Ticket]):
     def __len__(self) -> int:
         return -(-self.length // self.world)
 
-    def __iter__(self) -> Iterator[Ticket]:
+    def order(self) -> NDArray[np.intp]:
+        """The indices of this epoch for all processes, in their order."""
         random = np.random.default_rng([self.seed, self.epoch])
         if self.weights is None:
-            order = random.permutation(self.count)
-        else:
-            order = random.choice(self.count, self.length, p=self.weights)
-        order = np.resize(order, len(self) * self.world)  # every process gets equally many
+            return random.permutation(self.count)
+        return random.choice(self.count, self.length, p=self.weights)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        order = np.resize(self.order(), len(self) * self.world)  # every process gets equally many
         for index in order[self.rank :: self.world].tolist():
             yield self.epoch, index
 

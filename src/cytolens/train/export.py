@@ -94,7 +94,7 @@ def export_detector(network: Yolox, path: Path, side_px: int) -> None:
     # Unequal sides, both of several strides: export takes equal or single ones for constants.
     example = torch.zeros(2, side_px, side_px + 32, 3, dtype=torch.uint8)
     maps = [] if network.attributes is None else list(EARLY_MAPS)
-    _export(DetectorGraph(network), {"images": (example, free)}, path, ["boxes", "scores", *maps])
+    export_graph(DetectorGraph(network), {"images": (example, free)}, path, ["boxes", "scores", *maps])
 
 
 def export_regions(network: Yolox, path: Path) -> None:
@@ -112,14 +112,14 @@ def export_regions(network: Yolox, path: Path) -> None:
         inputs[name] = (torch.zeros(2, channels, side, side + 4), free)
     regions = torch.tensor([[0.0, 8, 8, 40, 48], [1, 16, 4, 60, 36], [1, 0, 0, 30, 30]])
     inputs["regions"] = (regions, {0: torch.export.Dim("cells", min=1)})
-    _export(RegionGraph(network.attributes), inputs, path, ["attributes"])
+    export_graph(RegionGraph(network.attributes), inputs, path, ["attributes"])
 
 
 def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
     """Write a classifier as ONNX; the batch stays free."""
     example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
     outputs = ["logits", "embedding", *(["attributes"] if getattr(network, "attributes", None) is not None else [])]
-    _export(ClassifierGraph(network), {"images": (example, {0: torch.export.Dim("batch", min=1)})}, path, outputs)
+    export_graph(ClassifierGraph(network), {"images": (example, {0: torch.export.Dim("batch", min=1)})}, path, outputs)
 
 
 def export_outlines(network: MapNetwork, path: Path, *, field: bool) -> None:
@@ -133,10 +133,10 @@ def export_outlines(network: MapNetwork, path: Path, *, field: bool) -> None:
     free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
     outputs = ["maps", *(["types"] if network.types is not None else [])]
     example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
-    _export(OutlineGraph(network, field), {"images": (example, free)}, path, outputs)
+    export_graph(OutlineGraph(network, field), {"images": (example, free)}, path, outputs)
 
 
-def _export(
+def export_graph(
     graph: nn.Module, inputs: Mapping[str, tuple[Tensor, Mapping[int, object]]], path: Path, outputs: list[str]
 ) -> None:
     """Write a graph; its inputs, in order, are given by an example each and the axes that stay free."""

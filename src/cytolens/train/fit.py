@@ -40,6 +40,8 @@ class Plan:
         weights: how often each sample is drawn, relative; None: once per epoch.
         collate: joins samples into a batch.
         tuning: the inputs of the tuning part, one batch each.
+        sampler: makes the sampler for a process (rank, world), where epochs are not simply all samples once; its
+            length may change from epoch to epoch.
     """
 
     module: LightningModule
@@ -47,6 +49,7 @@ class Plan:
     weights: Any
     collate: Callable[[list[Any]], Any]
     tuning: Sequence[Any]
+    sampler: Callable[[int, int], EpochSampler] | None = None
 
 
 class _Batches(LightningDataModule):
@@ -58,11 +61,13 @@ class _Batches(LightningDataModule):
     def train_dataloader(self) -> Any:
         trainer = self.trainer
         assert trainer is not None
-        sampler = EpochSampler(
-            len(self.plan.samples), self.seed, self.plan.weights, rank=trainer.global_rank, world=trainer.world_size
-        )
+        rank, world = trainer.global_rank, trainer.world_size
+        if self.plan.sampler is not None:
+            sampler = self.plan.sampler(rank, world)
+        else:
+            sampler = EpochSampler(len(self.plan.samples), self.seed, self.plan.weights, rank=rank, world=world)
         # Workers begin to load before Lightning knows itself where a resumed run stands.
-        sampler.set_epoch(self.epochs_done)
+        sampler.set_epoch(max(self.epochs_done, trainer.current_epoch))
         batch = max(1, self.optimise.batch // trainer.world_size)
         return loader(self.plan.samples, sampler, batch, self.hardware.workers, self.plan.collate)
 
@@ -148,6 +153,7 @@ def fit(
             enable_progress_bar=any(isinstance(c, RichProgressBar) for c in callbacks),
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=0 if plan.sampler is None else 1,  # epochs may differ in length
             default_root_dir=run,
         )
         if hardware.channels_last:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
@@ -22,7 +24,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def learning_rate_share(step: int, steps_per_epoch: float, settings: Optimise) -> float:
+def learning_rate_share(step: float, steps_per_epoch: float, settings: Optimise) -> float:
     """Share of the learning rate at a step: quadratic warm-up, cosine, flat in the closing epochs.
 
     Source: the YOLOX recipe (``warmcos``).
@@ -37,8 +39,28 @@ def learning_rate_share(step: int, steps_per_epoch: float, settings: Optimise) -
     return settings.final_share + (1 - settings.final_share) * wave
 
 
-def optimiser_and_schedule(module: LightningModule, settings: Optimise) -> dict[str, Any]:
-    """What Lightning's `configure_optimizers` returns."""
+def steps_of(length: int, world: int, settings: Optimise) -> int:
+    """Batches of an epoch with so many samples in all processes; `batches.loader` leaves out a last partial one."""
+    return max(1, -(-length // world) // max(1, settings.batch // world))
+
+
+def epochs_behind(step: int, steps: Sequence[int]) -> float:
+    """How many epochs lie behind a step, where each epoch has its own number of steps; the last one goes on."""
+    ends = np.cumsum(steps)
+    epoch = min(int(np.searchsorted(ends, step, side="right")), len(ends) - 1)
+    return epoch + (step - (int(ends[epoch]) - steps[epoch])) / steps[epoch]
+
+
+def optimiser_and_schedule(
+    module: LightningModule, settings: Optimise, lengths: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What Lightning's `configure_optimizers` returns.
+
+    Args:
+        module: what is trained.
+        settings: how.
+        lengths: samples of each epoch, where they differ.
+    """
     groups = parameter_groups(module, settings.weight_decay)
     if settings.optimiser == "sgd":
         optimiser: torch.optim.Optimizer = torch.optim.SGD(
@@ -47,7 +69,16 @@ def optimiser_and_schedule(module: LightningModule, settings: Optimise) -> dict[
     else:
         optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate)
     steps = module.trainer.estimated_stepping_batches / settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_share(step, steps, settings))
+    per_epoch = (
+        None if lengths is None else [steps_of(length, module.trainer.world_size, settings) for length in lengths]
+    )
+
+    def share(step: int) -> float:
+        if per_epoch is None:
+            return learning_rate_share(step, steps, settings)
+        return learning_rate_share(epochs_behind(step, per_epoch), 1.0, settings)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

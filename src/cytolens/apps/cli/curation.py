@@ -90,6 +90,13 @@ def _tally(found: list[Any]) -> str:
 def repair(
     dataset: Source,
     out: Annotated[Path, typer.Option(help="Folder for the repaired dataset; another than the first.")],
+    masks_of: Annotated[
+        Path | None,
+        typer.Option(help="A dataset with corrected outlines: first its cells replace those of the images both have."),
+    ] = None,
+    masks_where: Annotated[
+        str | None, typer.Option(help="With --masks-of: only images that meet an SQL condition, \"split = 'train'\".")
+    ] = None,
     set: Set = None,
     json_output: Json = False,
     debug: Debug = False,
@@ -100,20 +107,28 @@ def repair(
 
     Example: cytolens repair data/bccd --out data/bccd-repaired
     """
+    import polars as pl
+
     from cytolens.dataset import Dataset
+    from cytolens.prepare.mask_overrides import with_masks_of
     from cytolens.prepare.repair import RepairSettings, write_changes
     from cytolens.prepare.repair import repair as mend
     from cytolens.settings import checked, with_overrides
 
     if out.resolve() == dataset.resolve():
         raise SettingError(f'--out is the dataset itself ("{out}"); name another folder, so that nothing is lost')
+    if masks_where is not None and masks_of is None:
+        raise SettingError("--masks-where says for which images --masks-of counts; give --masks-of, too")
     settings = checked(RepairSettings, with_overrides({}, set or ()), "repair")
     data = Dataset.read(dataset)
+    given, replaced = (data, None) if masks_of is None else with_masks_of(data, Dataset.read(masks_of), masks_where)
     with progress("reading sizes", json_output) as tell:
-        repaired, changes = mend(data, settings, tell)
+        repaired, changes = mend(given, settings, tell)
+    counts = repaired.provenance[-1]["changes"]
+    if replaced is not None:
+        changes, counts = pl.concat([replaced, changes]), {"masks-replaced": len(replaced), **counts}
     write_changes(changes, out)
     repaired.write(out)
-    counts = repaired.provenance[-1]["changes"]
     lines = [f"{out}: {len(repaired.images)} images, {len(repaired.cells)} cells (before: {len(data.cells)})"]
     lines += [f"  {kind}: {count} mended" for kind, count in counts.items()] or ["  nothing had to be changed"]
     lines += [f"  every change: {out / 'changes.csv'}"]

@@ -13,11 +13,12 @@ from cytolens.problems import require
 
 @command
 def train(
-    task: Annotated[str, typer.Argument(help="detect or classify.")],
+    task: Annotated[str, typer.Argument(help="detect, classify or segment.")],
     data: Annotated[list[Path], typer.Option(help="The dataset to learn from; repeated, several are joined.")],
     out: Annotated[Path, typer.Option(help="Run folder: settings, checkpoints, history, and the finished bundle.")],
     model: Annotated[
-        str | None, typer.Option(help="detect: yolox-nano … yolox-x; classify: any network of timm.")
+        str | None,
+        typer.Option(help="detect: yolox-nano … yolox-x; classify: any network of timm; segment: any backbone of it."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     set: Annotated[
