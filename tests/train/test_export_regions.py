@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -19,9 +17,10 @@ pytestmark = pytest.mark.torch
 Exported = tuple[RegionNetwork, dict[str, onnxruntime.InferenceSession]]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    network = small_network("mask-rcnn", keep_stride=False).train()
+# A Hybrid Task Cascade has all that a cascade has.
+@pytest.fixture(scope="module", params=["mask-rcnn", pytest.param("htc", marks=pytest.mark.slow)])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    network = small_network(request.param, "test_efficientnet", keep_stride=False).train()
     folder = tmp_path_factory.mktemp("pieces")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     export_region_network(network, folder)
@@ -59,7 +58,7 @@ def test_the_pieces_answer_as_the_network(exported: Exported, images: int, heigh
         np.testing.assert_allclose(masks, network.masks(maps, regions, classes), atol=1e-4)
 
 
-def test_no_file_says_where_it_was_made(tmp_path: Path, exported: Exported) -> None:
+def test_no_file_says_where_it_was_made(exported: Exported) -> None:
     for session in exported[1].values():
         model = session.get_modelmeta()
         assert not model.custom_metadata_map

@@ -1,4 +1,4 @@
-"""Hybrid Task Cascade: a cascade whose mask heads build on each other, and that sees what kind of tissue is around.
+"""Hybrid Task Cascade: a cascade whose mask heads build on each other, and that learns what every pixel is.
 
 Source: Chen et al., "Hybrid Task Cascade for Instance Segmentation", CVPR 2019. Its semantic branch learnt from maps of
 surroundings that cells do not have; here it learns which class of cell each pixel belongs to, or none.
