@@ -25,6 +25,7 @@ def small_network(family: Family, backbone: str = "resnet18", seed: int = 0, **o
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.3, 0.8)  # timm has noughts in some, so that blocks begin as nothing
     return network
 
 

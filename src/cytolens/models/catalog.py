@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from cytolens.models.cascade import CascadeMaskRcnn
+from cytolens.models.htc import HybridTaskCascade
 from cytolens.models.mask_rcnn import MaskRcnn
 from cytolens.models.region_network import RegionNetwork
 from cytolens.models.region_settings import Family
@@ -15,7 +17,11 @@ from cytolens.models.yolox import SIZES, Yolox
 from cytolens.problems import SettingError, did_you_mean, listing
 
 DETECTORS: dict[str, Callable[..., Yolox]] = {f"yolox-{size}": partial(Yolox, size=size) for size in SIZES}
-REGION_NETWORKS: dict[Family, type[RegionNetwork]] = {"mask-rcnn": MaskRcnn}
+REGION_NETWORKS: dict[Family, type[RegionNetwork]] = {
+    "mask-rcnn": MaskRcnn,
+    "cascade": CascadeMaskRcnn,
+    "htc": HybridTaskCascade,
+}
 
 
 def detector(name: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small") -> Yolox:
@@ -62,7 +68,7 @@ def region_network(family: Family, backbone: str, classes: int, **options: Any) 
     """A network of outlines with freshly drawn weights; `backbone` is timm's name.
 
     Args:
-        family: "mask-rcnn".
+        family: "mask-rcnn", "cascade" (Cascade Mask R-CNN) or "htc" (Hybrid Task Cascade).
         backbone: a network with maps of strides 4, 8, 16 and 32, such as resnet18.
         classes: K, without the background.
         options: `keep_stride`, `freeze_norms`, `drop_path`, `settings`, as in `RegionNetwork`.
