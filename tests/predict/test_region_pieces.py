@@ -88,7 +88,7 @@ def test_networks_of_all_families_follow_flips_together(monkeypatch: pytest.Monk
     there = alone.boxes(alone.image(mirror.pixels(pixels)), mirror.forward_boxes(regions))
     here = alone.boxes(alone.image(pixels), regions)
     assert np.abs(mirror.back_boxes(there[0]) - here[0]).max() > 0.1
-    assert np.abs(there[1] - here[1]).max() > 0.01
+    assert np.abs(there[1] - here[1]).max() > 1e-3  # ten times what the mean may be off by
 
 
 def exported(folder: Path, name: str, network: RegionNetwork) -> Bundle:
