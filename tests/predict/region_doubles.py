@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from cytolens import boxes as box
 from cytolens.bundle import Bundle, BundleInfo
 from cytolens.labels import LabelSet
-from cytolens.predict import region_networks
+from cytolens.models.region_settings import AnchorLayout
+from cytolens.predict import region_member
 from cytolens.predict.region_networks import RegionEnsemble
-from cytolens.tasks.region_proposals import AnchorLayout, anchors
+from cytolens.tasks.region_proposals import anchors
 from cytolens.tasks.segment import SegmentInput, SegmentOutput
 
 KINDS = ("round", "long", "star")
@@ -139,7 +140,7 @@ def connect(patch: pytest.MonkeyPatch, **eyes: RegionEyes) -> list[tuple[str, st
         opened.append((bundle.name, file))
         return eyes[bundle.name]
 
-    patch.setattr(region_networks, "session", session)
+    patch.setattr(region_member, "session", session)
     return opened
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cytolens.predict.mirror_shift import measure_mirror_shift
-from cytolens.predict.region_networks import Pixels, RegionMember
+from cytolens.predict.region_member import Pixels, RegionMember
 from tests.predict.region_doubles import RegionEyes, connect, outlining
 
 
@@ -39,3 +39,9 @@ def test_a_lopsided_network_has_its_shift_found(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_network_that_follows_mirroring_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(monkeypatch, RegionEyes()) == [0, 0]
+
+
+def test_what_no_shift_explains_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that depend on the place, and a shift too far away to be one."""
+    assert measured(monkeypatch, RegionEyes(lopsided=0.8))[1] == 0
+    assert measured(monkeypatch, RegionEyes((8.0, 0.0))) == [0, 0]

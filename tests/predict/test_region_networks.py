@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from cytolens import boxes as box
 from cytolens.bundle import Bundle, write
+from cytolens.models.region_settings import AnchorLayout
 from cytolens.predict import tta
-from cytolens.predict.region_networks import Floats, Pixels, RegionEnsemble, RegionMember, shown, turned_back
+from cytolens.predict.region_member import Floats, Pixels, RegionMember, shown, turned_back
+from cytolens.predict.region_networks import RegionEnsemble
 from cytolens.problems import BundleError, LabelError, SettingError
-from cytolens.tasks.region_proposals import AnchorLayout
+from cytolens.tasks.region_proposals import counts
 from cytolens.tasks.segment import SegmentInput, SegmentOutput
 from cytolens.views import flip
 from tests.predict.region_doubles import LAYOUT, RegionEyes, connect, ensemble, outlining
@@ -124,7 +126,7 @@ def test_proposals_are_made_of_the_mean_of_logits_and_deltas(monkeypatch: pytest
         def __init__(self, seed: int) -> None:
             super().__init__()
             random = np.random.default_rng(seed)
-            count = sum(LAYOUT.counts((96, 64)))
+            count = sum(counts(LAYOUT, (96, 64)))
             self.said = [random.normal(0, 2, (1, count)), random.normal(0, 0.3, (1, count, 4))]
 
         def _trunk(self, images: Any) -> Any:
@@ -141,6 +143,16 @@ def test_proposals_are_made_of_the_mean_of_logits_and_deltas(monkeypatch: pytest
     assert len(boxes) > 50
     np.testing.assert_allclose(boxes, expected, atol=1e-3)
     np.testing.assert_allclose(scores, told, atol=1e-6)
+
+
+def test_the_merged_objectness_is_told_level_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    eyes = [RegionEyes(), RegionEyes((2.0, 1.0)), RegionEyes(layout=HALVED)]
+    asked = ensemble(monkeypatch, *eyes, weights={"b": 3.0})
+    levels = asked.objectness(asked.image(discs()))
+    assert [level.shape for level in levels] == [(384, 3), (96, 3), (24, 3), (6, 3), (2, 3)]
+    alone = (ensemble(monkeypatch, one) for one in eyes[:2])  # one after the other: each is connected when it is made
+    first, second = (np.concatenate(one.objectness(one.image(discs()))) for one in alone)
+    np.testing.assert_allclose(np.concatenate(levels), 0.25 * first + 0.75 * second, atol=1e-5)
 
 
 def test_an_ensemble_of_equals_is_the_one(monkeypatch: pytest.MonkeyPatch) -> None:

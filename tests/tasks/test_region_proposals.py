@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cytolens.models.region_settings import AnchorLayout
 from cytolens.problems import SettingError
-from cytolens.tasks.region_proposals import AnchorLayout, Mean, anchors, decoded, joined, proposals
+from cytolens.tasks.region_proposals import Mean, anchors, counts, decoded, grids_hw, joined, layout_of, proposals
 from cytolens.tasks.segment import SegmentInput as Input
 from cytolens.tasks.segment import SegmentOutput, picture
 from cytolens.views import View
@@ -25,22 +26,23 @@ HALVED = AnchorLayout((2, 4, 8, 16, 32), 8, (0.5, 1, 2))
 
 def of_torchvision(layout: AnchorLayout, wh: tuple[int, int]) -> Any:
     """torchvision's anchors for one input."""
-    torch = pytest.importorskip("torch")
+    import torch
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.image_list import ImageList
 
     sizes = tuple((layout.scale * stride,) for stride in layout.strides)
     made = AnchorGenerator(sizes, (layout.ratios,) * len(sizes))
-    maps = [torch.zeros(1, 1, *grid) for grid in layout.grids_hw(wh)]
+    maps = [torch.zeros(1, 1, *grid) for grid in grids_hw(layout, wh)]
     return made(ImageList(torch.zeros(1, 3, wh[1], wh[0]), [(wh[1], wh[0])]), maps)[0]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("layout", [WHOLE, HALVED])
 def test_anchors_stand_where_torchvision_places_them(layout: AnchorLayout) -> None:
     expected = of_torchvision(layout, (192, 128)).numpy()
     placed = anchors(layout, (192, 128))
     assert placed.dtype == np.float32
-    assert len(placed) == sum(layout.counts((192, 128)))
+    assert len(placed) == sum(counts(layout, (192, 128)))
     np.testing.assert_array_equal(placed, expected)
 
 
@@ -49,8 +51,9 @@ def test_a_place_is_its_stride_from_the_next_even_on_a_level_that_ends_in_half_a
     assert placed.tolist() == [[-32, -32, 32, 32], [32, -32, 96, 32]]
 
 
+@pytest.mark.torch
 def test_deltas_are_decoded_as_torchvision_does() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from torchvision.models.detection._utils import BoxCoder
 
     random = np.random.default_rng(0)
@@ -72,7 +75,7 @@ def of_filter(
     output: SegmentOutput,
 ) -> tuple[Any, Any]:
     """What torchvision's proposal network keeps."""
-    torch = pytest.importorskip("torch")
+    import torch
     from torchvision.models.detection._utils import BoxCoder
     from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -86,18 +89,19 @@ def of_filter(
     placed = of_torchvision(layout, wh)
     boxes = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode(torch.tensor(deltas), [placed]).view(1, -1, 4)
     found, scores = network.filter_proposals(
-        boxes, torch.tensor(logits)[None], [(shown_wh[1], shown_wh[0])], layout.counts(wh)
+        boxes, torch.tensor(logits)[None], [(shown_wh[1], shown_wh[0])], counts(layout, wh)
     )
     return found[0].numpy(), scores[0].numpy()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("floor", [0.0, 0.6])
 @pytest.mark.parametrize("layout", [WHOLE, HALVED])
 def test_proposals_are_those_of_torchvision(layout: AnchorLayout, floor: float) -> None:
     output = SegmentOutput(proposals_before=150, proposal_nms_iou=0.6, proposal_floor=floor, proposals_kept=200)
     random = np.random.default_rng(1)
     wh, shown_wh = (192, 128), (170, 101)
-    count = sum(layout.counts(wh))
+    count = sum(counts(layout, wh))
     logits = random.normal(0, 2, count).astype(np.float32)
     deltas = random.normal(0, 0.4, (count, 4)).astype(np.float32)
     _, view = picture(np.zeros((101, 170, 3), np.uint8), Input())
@@ -112,7 +116,7 @@ def test_proposals_are_those_of_torchvision(layout: AnchorLayout, floor: float) 
 def test_proposals_of_a_magnified_picture_are_in_px_of_the_image() -> None:
     output = SegmentOutput(proposal_nms_iou=0.5)
     random = np.random.default_rng(2)
-    count = sum(WHOLE.counts((128, 64)))
+    count = sum(counts(WHOLE, (128, 64)))
     logits, deltas = random.normal(0, 1, count).astype(np.float32), np.zeros((count, 4), np.float32)
     halves, told = proposals(
         logits, deltas, WHOLE, picture(np.zeros((32, 64, 3), np.uint8), Input(magnify=2))[1], output
@@ -123,7 +127,7 @@ def test_proposals_of_a_magnified_picture_are_in_px_of_the_image() -> None:
 
 
 def test_what_is_not_finite_is_no_proposal() -> None:
-    count = sum(WHOLE.counts((32, 32)))
+    count = sum(counts(WHOLE, (32, 32)))
     deltas = np.full((count, 4), np.nan, np.float32)
     boxes, scores = proposals(np.zeros(count, np.float32), deltas, WHOLE, View.whole((32, 32)), SegmentOutput())
     assert boxes.shape == (0, 4)
@@ -171,11 +175,11 @@ def test_lists_of_other_anchors_are_joined_by_suppression(data: st.DataObject) -
 
 
 def test_a_layout_is_read_from_what_a_bundle_says() -> None:
-    layout = AnchorLayout.of({"strides": [2, 4], "scale": 8, "ratios": [0.5, 1, 2]})
+    layout = layout_of({"strides": [2, 4], "scale": 8, "ratios": [0.5, 1, 2]})
     assert layout == AnchorLayout((2, 4), 8.0, (0.5, 1.0, 2.0))
-    assert layout.counts((64, 32)) == [32 * 16 * 3, 16 * 8 * 3]
+    assert counts(layout, (64, 32)) == [32 * 16 * 3, 16 * 8 * 3]
     for wrong in ({}, {"strides": [2], "scale": "x", "ratios": [1]}, {"strides": 2, "scale": 8, "ratios": [1]}):
         with pytest.raises(SettingError, match="strides, scale and ratios"):
-            AnchorLayout.of(wrong)
+            layout_of(wrong)
     with pytest.raises(SettingError, match="positive"):
-        AnchorLayout.of({"strides": [2], "scale": 8, "ratios": [0]})
+        layout_of({"strides": [2], "scale": 8, "ratios": [0]})

@@ -13,9 +13,9 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
+from cytolens.models.pyramid import pad_evenly
 from cytolens.problems import SettingError, did_you_mean
 
 _WIDTHS = (24, 32, 48, 64, 96)  # of the decoder from the finest level to the coarsest
@@ -40,7 +40,7 @@ class MapNetwork(nn.Module):
             hint = did_you_mean(backbone, timm.list_models())
             raise SettingError(f'timm has no network "{backbone}". {hint}')
         self.backbone: Any = timm.create_model(backbone, pretrained=False, features_only=True)
-        _fix_padding(self.backbone)
+        pad_evenly(self.backbone)
         strides, channels = self.backbone.feature_info.reduction(), self.backbone.feature_info.channels()
         if list(strides) != [2, 4, 8, 16, 32]:
             raise SettingError(f'"{backbone}" gives features at strides {strides}; allowed: 2, 4, 8, 16, 32')
@@ -67,30 +67,6 @@ class MapNetwork(nn.Module):
         answer = torch.cat((_smoothly_twice(answer), scaled), dim=1)
         maps = self.finest(answer)
         return (maps,) if self.types is None else (maps, self.types(features[4].mean(dim=(2, 3))))
-
-
-class _EvenConv2d(nn.Conv2d):
-    """TensorFlow's "same" convolution for sides that its stride divides: what is added is then always the same."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C′, H / stride, W / stride)."""
-        more = [self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - self.stride[axis] for axis in (1, 0)]
-        sides = [part for one in more for part in (max(one, 0) // 2, max(one, 0) - max(one, 0) // 2)]
-        return F.conv2d(F.pad(input, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _fix_padding(module: nn.Module) -> None:
-    """Convolutions that measure their input at every call exchanged for such that need not; the weights stay."""
-    for name, child in module.named_children():
-        if isinstance(child, Conv2dSame):
-            fixed = _EvenConv2d(
-                child.in_channels, child.out_channels, child.kernel_size, child.stride,  # type: ignore[arg-type]
-                dilation=child.dilation, groups=child.groups, bias=child.bias is not None,  # type: ignore[arg-type]
-            )  # fmt: skip
-            fixed.weight, fixed.bias = child.weight, child.bias
-            setattr(module, name, fixed)
-        else:
-            _fix_padding(child)
 
 
 class _Climb(nn.Module):

@@ -69,7 +69,7 @@ def features(name: str, *, keep_stride: bool = True, drop_path: float = 0.0) -> 
             f'backbone = "{name}" gives maps of strides {strides}; needed are {STRIDES}, channels first, for images '
             "of any size, as from resnet18, resnet50, resnext101_32x4d or tf_efficientnet_b4"
         )
-    _pad_evenly(network)
+    pad_evenly(network)
     if not keep_stride:
         remove_stride(network, name)
     return network
@@ -119,13 +119,13 @@ def freeze_norms(network: nn.Module) -> None:
                 weight.requires_grad_(False)
 
 
-def _pad_evenly(module: nn.Module) -> None:
+def pad_evenly(module: nn.Module) -> None:
     """An `EvenConv2d` with the same weights in place of each convolution that reckons its padding at run time."""
     for name, child in module.named_children():
         if type(child) is Conv2dSame:
             setattr(module, name, _even(child))
         else:
-            _pad_evenly(child)
+            pad_evenly(child)
 
 
 def _even(given: Any) -> EvenConv2d:

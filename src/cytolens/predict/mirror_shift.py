@@ -3,7 +3,7 @@
 A network that samples every second pixel may take what it sees at x for what lies at x + b. In the mirror image it errs
 to the other side, so that its answers for the two, mirrored onto each other, lie 2·b apart. The shift that brings them
 together, −b along each axis, is kept with the model, and every view is asked with its regions moved by it (see
-`region_networks.shown`). A network that follows mirroring by itself has the shift 0.
+`region_member.shown`). A network that follows mirroring by itself has the shift 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytolens import boxes as box
-from cytolens.predict.region_networks import Floats, Pixels, Seen, shown, turned_back
+from cytolens.predict.region_member import Floats, Pixels, Seen, shown, turned_back
 from cytolens.tasks.segment import SegmentInput
 from cytolens.views import View, flip
 
@@ -51,7 +51,7 @@ def measure_mirror_shift(
 
     What stages 2 and 3 say of the same regions is compared between an image and its mirror image: class scores, boxes
     (in sides of the region) and soft masks. The shift at which they differ least, in the mean square, is taken if it
-    brings them closer by a tenth at least; else the network's asymmetry is no shift.
+    brings them closer by a tenth at least and is less than 3 px; else the network's asymmetry is no shift.
 
     Args:
         member: the network; its own `shift_px`, where it has one, plays no part.
@@ -107,6 +107,8 @@ def _best_shift(pair: _Pair, axis: int) -> float:
     steps = round(_MOST_PX / _STEP_PX)
     told = {shift: difference(shift) for shift in np.arange(-steps, steps + 1) * _STEP_PX}
     best, step = min(told, key=lambda shift: (told[shift], abs(shift))), _STEP_PX / 2
+    if abs(best) >= _MOST_PX:
+        return 0.0  # still falling at the end of the lattice: no shift explains the difference
     while step >= _FINE_PX:
         told |= {shift: difference(shift) for shift in (best - step, best + step)}
         best, step = min(told, key=lambda shift: (told[shift], abs(shift))), step / 2

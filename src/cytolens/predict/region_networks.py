@@ -21,172 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolens import boxes as box
 from cytolens.bundle import Bundle
+from cytolens.models.region_settings import AnchorLayout
 from cytolens.predict import tta
-from cytolens.predict.session import session
-from cytolens.problems import BundleError, LabelError, SettingError, did_you_mean, listing
-from cytolens.tasks.region_proposals import AnchorLayout, Mean, joined, proposals
-from cytolens.tasks.segment import (
-    BOXES_FILE,
-    MASKS_FILE,
-    PATCH,
-    TRUNK_FILE,
-    SegmentInput,
-    SegmentOutput,
-    SoftOutlines,
-    picture,
-)
+from cytolens.predict.region_member import Floats, Pixels, RegionMember, Seen, shown, turned_back
+from cytolens.problems import LabelError, SettingError, did_you_mean, listing
+from cytolens.tasks.region_proposals import Mean, counts, joined, proposals
+from cytolens.tasks.segment import PATCH, SegmentOutput, SoftOutlines
 from cytolens.views import View
 
-MAPS = ("map_0", "map_1", "map_2", "map_3")  # that the second and third piece read
-_REGIONS = 128  # regions asked about at a time
 _MB = 1_000_000
-
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a member's trunk says of one picture.
-
-    Attributes:
-        maps: those that regions are read from, finest first, shape (1, C, H / stride, W / stride).
-        objectness: logits of the anchors, shape (A,).
-        deltas: shape (A, 4).
-    """
-
-    maps: list[Floats]
-    objectness: Floats
-    deltas: Floats
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(one.nbytes for one in (*self.maps, self.objectness, self.deltas))
-
-
-class RegionMember:
-    """One region network: the sessions of its three pieces, opened when they are needed.
-
-    Args:
-        bundle: of task "segment" and kind "regions".
-        device, threads: as of `session`.
-
-    Raises:
-        BundleError: the bundle is another one, or lacks a piece, or does not say where its anchors stand.
-    """
-
-    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1) -> None:
-        described = bundle.info.architecture
-        if bundle.info.task != "segment" or described.get("kind") != "regions":
-            raise BundleError(
-                f'{bundle.folder}: "{bundle.name}" does the task "{bundle.info.task}", kind '
-                f'"{described.get("kind", "none")}"; a region network has task "segment" and kind "regions"'
-            )
-        try:
-            self.layout = AnchorLayout.of(described.get("anchors", {}))
-            self.shift_px = _shift(described.get("mirror_shift_px", (0.0, 0.0)))
-        except SettingError as error:
-            raise BundleError(f"{bundle.folder}: architecture: {error}") from None
-        self.bundle = bundle
-        self.input = bundle.info.segment_input or SegmentInput()
-        self._device, self._threads = device, threads
-        self._sessions: dict[str, Any] = {}
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of its files, which is about what it takes in memory once it is open."""
-        files = (self.bundle.file(name) for name in (TRUNK_FILE, BOXES_FILE, MASKS_FILE))
-        return sum(file.stat().st_size for file in files if file is not None)
-
-    def close(self) -> None:
-        """Give the memory of the sessions back; they open again when they are needed."""
-        self._sessions.clear()
-
-    def trunk(self, canvas: Pixels) -> Seen:
-        """What the network sees in one picture (H, W, 3) whose sides are multiples of 32."""
-        *maps, objectness, deltas = self._piece(TRUNK_FILE).run(
-            [*MAPS, "objectness", "deltas"], {"images": np.ascontiguousarray(canvas[None])}
-        )
-        return Seen(maps, objectness[0], deltas[0])
-
-    def boxes(self, maps: Sequence[Floats], regions: Floats) -> tuple[Floats, Floats]:
-        """Class scores (N, K) and boxes (N, 4) for regions (N, 4) of the picture; all in px of it."""
-        given = dict(zip(MAPS, maps, strict=True))
-        parts = [
-            self._piece(BOXES_FILE).run(["scores", "boxes"], {**given, "regions": _numbered(regions[part])})
-            for part in _parts(len(regions))
-        ]
-        scores, boxes = (np.concatenate(one) for one in zip(*parts, strict=True))
-        return scores, boxes
-
-    def masks(self, maps: Sequence[Floats], regions: Floats, classes: NDArray[np.intp]) -> Floats:
-        """Soft masks 0 … 1 of the classes (N) inside regions (N, 4) of the picture, shape (N, 28, 28)."""
-        given = dict(zip(MAPS, maps, strict=True))
-        parts = [
-            self._piece(MASKS_FILE).run(
-                ["masks"],
-                {**given, "regions": _numbered(regions[part]), "classes": classes[part].astype(np.int64)},
-            )[0]
-            for part in _parts(len(regions))
-        ]
-        return np.concatenate(parts)
-
-    def _piece(self, file: str) -> Any:
-        if file not in self._sessions:
-            self._sessions[file] = session(self.bundle, self._device, self._threads, file=file)
-        return self._sessions[file]
-
-
-def _shift(given: Any) -> tuple[float, float]:
-    try:
-        x, y = map(float, given)
-    except (TypeError, ValueError):
-        x = y = np.nan
-    if not (np.isfinite(x) and np.isfinite(y)):
-        raise SettingError(f"mirror_shift_px is two numbers, along x and y; got {given}")
-    return x, y
-
-
-def _parts(count: int) -> Iterator[slice]:
-    return (slice(start, start + _REGIONS) for start in range(0, max(count, 1), _REGIONS))
-
-
-def _numbered(regions: Floats) -> Floats:
-    """Regions (N, 4) with the number of their picture, 0, in front."""
-    return np.concatenate([np.zeros((len(regions), 1)), regions], axis=1).astype(np.float32)
-
-
-def shown(pixels: Pixels, turn: View, settings: SegmentInput, shift_px: tuple[float, float]) -> tuple[Pixels, View]:
-    """The picture of an image (H, W, 3) after a flip or turn, and the view from the image to the network's coordinates.
-
-    These are px of the picture moved by `shift_px`: a network that sees things a little beside where they are is
-    asked there, and what it answers is moved back.
-    """
-    canvas, placed = picture(turn.pixels(pixels), settings)
-    moved = View(placed.wh, placed.wh, np.array([[1, 0, shift_px[0]], [0, 1, shift_px[1]]], np.float64))
-    return canvas, turn.then(placed).then(moved)
-
-
-def turned_back(patches: Floats, view: View) -> Floats:
-    """Patches (N, P, P) of a view's picture as they stand in its source."""
-    linear = view.matrix[:, :2]
-    if linear[0, 0] == 0:  # rows and columns have changed places; the picture's x is the source's y
-        patches = patches.swapaxes(1, 2)
-        linear = linear[::-1]
-    if linear[0, 0] < 0:
-        patches = patches[:, :, ::-1]
-    if linear[1, 1] < 0:
-        patches = patches[:, ::-1]
-    return patches
 
 
 class RegionEnsemble:
@@ -254,26 +103,44 @@ class RegionEnsemble:
         return Looked(pixels, tta.symmetries((pixels.shape[1], pixels.shape[0]), self.output.views), self._maps_bytes)
 
     def proposals(self, image: Looked) -> tuple[Floats, Floats]:
-        """Stage 1: boxes worth a look in px of the image (N, 4), best first, and their objectness (N)."""
-        groups: dict[tuple[AnchorLayout, float], list[int]] = {}
-        for number, member in enumerate(self.members):
-            groups.setdefault((member.layout, member.input.magnify), []).append(number)
-        return joined([self._proposals_of(image, numbers) for numbers in groups.values()], self.output)
-
-    def _proposals_of(self, image: Looked, numbers: Sequence[int]) -> tuple[Floats, Floats]:
-        """The proposals of members whose anchors stand at the same places of the image.
+        """Stage 1: boxes worth a look in px of the image (N, 4), best first, and their objectness (N).
 
         Here a member's own shift is left aside: it is less than a proposal is wrong by, and anchors are averaged.
         """
+        found = []
+        for numbers in self._groups():
+            first = self.members[numbers[0]]
+            _, view = shown(image.pixels, image.views[0], first.input, (0.0, 0.0))
+            found.append(proposals(*self._merged(image, numbers), first.layout, view, self.output))
+        return joined(found, self.output)
+
+    def objectness(self, image: Looked) -> list[Floats]:
+        """Logits of the anchors on each level, finest first, (places, anchors of a place); of the first members' group.
+
+        They are what `tasks.image_types` tells the cell type of an image from by density.
+        """
+        numbers = self._groups()[0]
+        logits, layout = self._merged(image, numbers)[0], self.members[numbers[0]].layout
+        canvas, _ = shown(image.pixels, image.views[0], self.members[numbers[0]].input, (0.0, 0.0))
+        ends = np.cumsum(counts(layout, (canvas.shape[1], canvas.shape[0])))[:-1]
+        return [level.reshape(-1, len(layout.ratios)) for level in np.split(logits, ends)]
+
+    def _groups(self) -> list[list[int]]:
+        """Numbers of the members whose anchors stand at the same places of an image, in the order of the members."""
+        groups: dict[tuple[AnchorLayout, float], list[int]] = {}
+        for number, member in enumerate(self.members):
+            groups.setdefault((member.layout, member.input.magnify), []).append(number)
+        return list(groups.values())
+
+    def _merged(self, image: Looked, numbers: Sequence[int]) -> tuple[Floats, Floats]:
+        """The mean objectness (A,) and deltas (A, 4) of members that share their anchors."""
         objectness, deltas = Mean(), Mean()
         for number in numbers:
             with self._asking(number) as member:
                 seen, _ = self._seen(image, number, member, 0)
             objectness.add(seen.objectness, self.weights[number])
             deltas.add(seen.deltas, self.weights[number])
-        first = self.members[numbers[0]]
-        _, view = shown(image.pixels, image.views[0], first.input, (0.0, 0.0))
-        return proposals(objectness.value(), deltas.value(), first.layout, view, self.output)
+        return objectness.value(), deltas.value()
 
     def boxes(self, image: Looked, regions: Floats) -> tuple[Floats, Floats]:
         """Stage 2: boxes in px of the image (N, 4) and class scores (N, K) of regions (N, 4), averaged.

@@ -11,13 +11,13 @@ Sources: Ren et al., "Faster R-CNN", NeurIPS 2015 (anchors, deltas); torchvision
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytolens import boxes as box
+from cytolens.models.region_settings import AnchorLayout
 from cytolens.problems import SettingError
 from cytolens.tasks.classify import sigmoids
 from cytolens.tasks.segment import SegmentOutput
@@ -29,51 +29,32 @@ _SIDE_LEAST_PX = 1e-3  # boxes with a shorter side are none
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class AnchorLayout:
-    """Where a region network's anchors stand.
+def layout_of(described: Mapping[str, Any]) -> AnchorLayout:
+    """The layout of anchors that a bundle describes: `strides`, finest first, `scale` and `ratios`.
 
-    Attributes:
-        strides: of the levels in px of the input, finest first.
-        scale: the side of a level's square anchor, in strides of the level.
-        ratios: height over width of the anchors at each place.
+    Raises:
+        SettingError: something is missing, no number, or not positive.
     """
+    try:
+        strides, ratios = tuple(map(int, described["strides"])), tuple(map(float, described["ratios"]))
+        scale = float(described["scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(
+            f"anchors are described by strides, scale and ratios; got {described} ({type(error).__name__}: {error})"
+        ) from None
+    if not (strides and ratios and all(number > 0 for number in (*strides, scale, *ratios))):
+        raise SettingError(f"anchors need strides, a scale and ratios, all positive; got {described}")
+    return AnchorLayout(strides, scale, ratios)
 
-    strides: tuple[int, ...]
-    scale: float
-    ratios: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        numbers = (*self.strides, self.scale, *self.ratios)
-        if not (self.strides and self.ratios and all(number > 0 for number in numbers)):
-            raise SettingError(
-                f"anchors need at least one stride and one ratio, and positive numbers; got strides {self.strides}, "
-                f"scale {self.scale}, ratios {self.ratios}"
-            )
+def grids_hw(layout: AnchorLayout, wh: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of places on each level, for an input of width × height px."""
+    return [(-(-wh[1] // stride), -(-wh[0] // stride)) for stride in layout.strides]
 
-    @classmethod
-    def of(cls, described: Mapping[str, Any]) -> Self:
-        """The layout that a bundle describes: `strides`, `scale` and `ratios`.
 
-        Raises:
-            SettingError: something is missing, or no number, or not positive.
-        """
-        try:
-            strides, ratios = tuple(map(int, described["strides"])), tuple(map(float, described["ratios"]))
-            scale = float(described["scale"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise SettingError(
-                f"anchors are described by strides, scale and ratios; got {described} ({type(error).__name__}: {error})"
-            ) from None
-        return cls(strides, scale, ratios)
-
-    def grids_hw(self, wh: tuple[int, int]) -> list[tuple[int, int]]:
-        """Rows and columns of places on each level, for an input of width × height px."""
-        return [(-(-wh[1] // stride), -(-wh[0] // stride)) for stride in self.strides]
-
-    def counts(self, wh: tuple[int, int]) -> list[int]:
-        """Number of anchors on each level."""
-        return [rows * columns * len(self.ratios) for rows, columns in self.grids_hw(wh)]
+def counts(layout: AnchorLayout, wh: tuple[int, int]) -> list[int]:
+    """Number of anchors on each level."""
+    return [rows * columns * len(layout.ratios) for rows, columns in grids_hw(layout, wh)]
 
 
 def anchors(layout: AnchorLayout, wh: tuple[int, int]) -> Floats:
@@ -86,7 +67,7 @@ def anchors(layout: AnchorLayout, wh: tuple[int, int]) -> Floats:
     return np.concatenate(
         [
             _on_level(stride, np.float32(layout.scale), ratios, grid_hw)
-            for stride, grid_hw in zip(layout.strides, layout.grids_hw(wh), strict=True)
+            for stride, grid_hw in zip(layout.strides, grids_hw(layout, wh), strict=True)
         ]
     )
 
@@ -162,7 +143,7 @@ def proposals(
             f"{len(placed)} anchors stand on an input of {view.wh} px; got {objectness.shape} logits and "
             f"{deltas.shape} deltas"
         )
-    ends = np.cumsum(layout.counts(view.wh))
+    ends = np.cumsum(counts(layout, view.wh))
     found = [
         _of_level(objectness[start:end], deltas[start:end], placed[start:end], view, output)
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
