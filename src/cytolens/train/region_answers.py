@@ -19,7 +19,8 @@ _AT_ONCE = 256  # regions that are looked at together; it bounds the memory
 
 def layout(network: nn.Module) -> AnchorLayout:
     """Where a network's anchors stand, as prediction knows it."""
-    return AnchorLayout.of(described_anchors(network))
+    anchors: Any = network.anchors
+    return AnchorLayout(tuple(anchors.strides), anchors.scale, tuple(anchors.ratios))
 
 
 def described_anchors(network: nn.Module) -> dict[str, Any]:
