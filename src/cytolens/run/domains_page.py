@@ -32,7 +32,8 @@ def write_page(matrix: DomainMatrix, title: str, path: Path) -> None:
             if model != matrix.baseline
         ]
         if gained:
-            page = page.table(columns, gained, f"Minus {matrix.baseline}, in the same domain; both resampled together.")
+            said = f'Minus "{matrix.baseline}", in the same domain, both resampled together.'
+            page = page.table(columns, gained, said)
     notes = [
         "Gains have intervals of pairs: both models are resampled together. Where one holds 0, the gain may be chance.",
         "Adapted models have seen pictures of their target, and no labels of it.",
