@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.evaluate import plots
 from cytolens.evaluate.domains import domain_matrix, domain_names, parts_by_domain
-from cytolens.evaluate.scores import Scores
+from cytolens.evaluate.scores import Scores, figure, paired_interval
 from cytolens.images import Images
 from cytolens.labels import LabelSet
 from cytolens.prepare.recolour import Recolour, recoloured
@@ -101,6 +103,28 @@ def test_every_figure_stands_in_its_place() -> None:
     assert matrix.unit == "image"
 
 
+@given(st.integers(0, 99), st.integers(2, 40))
+def test_what_is_gained_has_the_interval_of_its_pairs(seed: int, resamples: int) -> None:
+    before, after = np.random.default_rng(seed).random((2, resamples))
+    scored = {
+        "before": {"home": Scores("detection", figure("map50", 0.4, before))},
+        "after": {"home": Scores("detection", figure("map50", 0.6, after)), "away": scores(0.7, map50_interval=[0, 1])},
+    }
+    matrix = domain_matrix(scored, ["map50"], "before", {"home": 3, "away": 3})
+    expected = np.percentile([a - b for a, b in zip(after, before, strict=True)], [2.5, 97.5])
+    ends = [matrix.table("map50", f"difference_{end}")[1] for end in ("low", "high")]
+    assert [end[0] for end in ends] == pytest.approx(expected)
+    assert [end[1] for end in ends] == [None, None]  # nothing to compare with
+    assert matrix.table("map50", "difference_low")[0][0] == 0
+
+
+def test_resamples_of_another_number_are_no_pairs() -> None:
+    one, other = (figure("f1", 0.5, np.linspace(0, 1, n))["f1_interval"] for n in (5, 6))
+    assert paired_interval(one, other) is None
+    assert paired_interval(one, [0.1, 0.2]) is None
+    assert paired_interval(one, one) == [0, 0]
+
+
 def test_wrong_names_are_refused() -> None:
     scored = {"a": {"home": scores(0.5)}}
     with pytest.raises(SettingError, match=r'no score is called "map5".*Did you mean "map50"'):
@@ -139,15 +163,20 @@ def test_the_step_scores_every_model_on_every_domain(tmp_path: Path) -> None:
     assert values == pytest.approx(expected)
     assert [row["difference"] for row in said["rows"] if row["model"] == "x only"] == pytest.approx([0.0, -1.0])
     assert said["domains"] == {"x": 2, "y": 1}
+    ends = {row["domain"]: (row["difference_low"], row["difference_high"]) for row in said["rows"][2:]}
+    assert ends["x"] == (0, 0)
+    assert ends["y"] == (None, None)  # one image cannot be resampled
     assert "data:image/png" in (tmp_path / "out" / "domains.html").read_text()
 
 
 def test_the_step_refuses_names_that_do_not_fit(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"truth": {"a": tmp_path}, "found": {"m": {"b": [tmp_path]}}, "baseline": "m"}
+    asked: dict[str, Any] = {"truth": {"a": tmp_path}, "found": {"m": {"b": [tmp_path]}}, "baseline": "m"}
     with pytest.raises(SettingError, match=r'found\.m: "b" is no dataset of truth: a'):
-        STEPS["domains"].model_validate(given).check()
+        STEPS["domains"].model_validate(asked).check()
     with pytest.raises(SettingError, match='baseline "n"'):
-        STEPS["domains"].model_validate({**given, "baseline": "n"}).check()
+        STEPS["domains"].model_validate({**asked, "baseline": "n"}).check()
+    with pytest.raises(SettingError, match='only "error" is allowed'):
+        STEPS["domains"].model_validate({**asked, "settings": {"missing": "ok"}}).check()
     with pytest.raises(SettingError, match="beside the settings"):
         STEPS["adapt"].model_validate({"model": tmp_path, "data": tmp_path, "settings": {"method": "x"}}).check()
 

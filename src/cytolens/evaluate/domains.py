@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from cytolens.dataset import Dataset
-from cytolens.evaluate.scores import Scores
+from cytolens.evaluate.scores import Scores, paired_interval
 from cytolens.images import Images
 from cytolens.problems import DatasetError, SettingError, did_you_mean, listing
 
@@ -27,7 +27,8 @@ class DomainMatrix:
 
     Attributes:
         frame: one row per model, domain and figure: model, domain, figure, value, low, high, difference (from the
-            baseline there), images. Value, interval and difference are null where there is nothing to score.
+            baseline there) with difference_low and difference_high, images. They are null where there is nothing to
+            score; intervals also where none was asked for.
         models, domains, figures: in their order.
         baseline: the model that the others are compared with.
         unit: what the intervals resample, "group" or "image".
@@ -82,7 +83,8 @@ def domain_matrix(
     """The matrix of models and domains from their scores.
 
     Args:
-        scored: model → domain → scores; a model may lack a domain.
+        scored: model → domain → scores; a model may lack a domain. Those of one domain are of the same images under
+            the same seed, since the interval of a difference is one of pairs.
         figures: names of figures; "per_label.WBC.ap50" is one inside tables.
         baseline: the model that the others are compared with.
         images: domain → how many images it has.
@@ -97,17 +99,17 @@ def domain_matrix(
         seen = False
         for model, by_domain in scored.items():
             for domain, scores in by_domain.items():
-                own, there = _figure(scores, wanted)
-                value, interval = own or (None, None)
-                before = _figure(scored[baseline][domain], wanted)[0] if domain in scored[baseline] else None
+                (value, interval), there = _figure(scores, wanted)
+                by_baseline = scored[baseline].get(domain)
+                before, around = (None, None) if by_baseline is None else _figure(by_baseline, wanted)[0]
                 seen |= there
                 low, high = interval or (None, None)
-                both = value is not None and before is not None and before[0] is not None
+                least, most = paired_interval(interval, around) or (None, None)
                 rows.append(
                     {
                         "model": model, "domain": domain, "figure": wanted, "value": value, "low": low, "high": high,
-                        "difference": value - before[0] if both else None,  # type: ignore[operator, index]
-                        "images": images[domain],
+                        "difference": None if value is None or before is None else value - before,
+                        "difference_low": least, "difference_high": most, "images": images[domain],
                     }
                 )  # fmt: skip
         if not seen:
@@ -116,7 +118,7 @@ def domain_matrix(
     if not rows:
         raise DatasetError("there is no domain to judge on")
     schema = {"model": pl.String, "domain": pl.String, "figure": pl.String}
-    numbers = dict.fromkeys(("value", "low", "high", "difference"), pl.Float64)
+    numbers = dict.fromkeys(("value", "low", "high", "difference", "difference_low", "difference_high"), pl.Float64)
     units = {str(s.figures.get("interval_unit", "image")) for by_domain in scored.values() for s in by_domain.values()}
     return DomainMatrix(
         pl.DataFrame(rows, schema={**schema, **numbers, "images": pl.Int64}),
@@ -124,12 +126,12 @@ def domain_matrix(
     )  # fmt: skip
 
 
-def _figure(scores: Scores, name: str) -> tuple[tuple[float | None, Sequence[float] | None] | None, bool]:
+def _figure(scores: Scores, name: str) -> tuple[tuple[float | None, Sequence[float] | None], bool]:
     """A figure with its interval, and whether the scores have one of that name (a label may be missing in a domain)."""
     *path, last = name.split(".")
     table: Any = scores.figures
     for step in path:
         table = table.get(step) if isinstance(table, Mapping) else None
     if not isinstance(table, Mapping) or last not in table:
-        return None, False
+        return (None, None), False
     return (table[last], table.get(f"{last}_interval")), True

@@ -158,10 +158,18 @@ def interval_text(value: float | None, interval: Sequence[float] | None, digits:
     return text if interval is None else f"{text} ({interval[0]:.{digits}f}–{interval[1]:.{digits}f})"
 
 
+def difference_text(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
+    """A difference with its sign, and its interval: "+0.012 (-0.003 to +0.027)"; "–" where undefined."""
+    if value is None:
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text if interval is None else f"{text} ({interval[0]:+.{digits}f} to {interval[1]:+.{digits}f})"
+
+
 def _is_numeric(values: Sequence[object]) -> bool:
     """Whether a column is set to the right: numbers, or text that starts with one."""
     texts = [cell_text(value) for value in values if value is not None]
-    return bool(texts) and all(text[:1].isdigit() or text[:1] in "–-" for text in texts)
+    return bool(texts) and all(text[:1].isdigit() or text[:1] in "–-+" for text in texts)
 
 
 def _media_type(data: bytes) -> str:

@@ -94,6 +94,34 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place among figures")
 
 
+class Interval(list[float]):
+    """[low, high], with the resamples that it was read from.
+
+    Figures that were drawn with the same resamples can be compared pair by pair; see `paired_interval`.
+
+    Attributes:
+        samples: the figure in each resample, shape (R,).
+    """
+
+    def __init__(self, ends: Sequence[float], samples: NDArray[np.floating]) -> None:
+        super().__init__(ends)
+        self.samples = samples
+
+
+def paired_interval(one: object, other: object) -> list[float] | None:
+    """The 95 % interval of the difference of two figures, one minus other, from their intervals.
+
+    Both have to be of the same images, in the same order, under the same seed: then chance that moves both alike does
+    not widen it.
+
+    Returns:
+        None where one has no interval, or they have unlike numbers of resamples.
+    """
+    if not isinstance(one, Interval) or not isinstance(other, Interval) or one.samples.shape != other.samples.shape:
+        return None
+    return percentile_interval(one.samples - other.samples)
+
+
 def figure(name: str, value: float, samples: NDArray[np.floating] | None) -> dict[str, Any]:
     """One figure and, where resamples are given, its 95 % interval, under their names.
 
@@ -104,5 +132,6 @@ def figure(name: str, value: float, samples: NDArray[np.floating] | None) -> dic
     """
     entry: dict[str, Any] = {name: plain(value)}
     if samples is not None:
-        entry[f"{name}_interval"] = None if entry[name] is None else percentile_interval(samples)
+        ends = None if entry[name] is None else percentile_interval(samples)
+        entry[f"{name}_interval"] = None if ends is None else Interval(ends, np.asarray(samples))
     return entry

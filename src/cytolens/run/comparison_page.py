@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cytolens.evaluate import plots
 from cytolens.evaluate.comparison import Comparison
-from cytolens.evaluate.page import Page, interval_text
+from cytolens.evaluate.page import Page, difference_text, interval_text
 
 
 def write_page(compared: Comparison, title: str, path: Path) -> None:
@@ -19,7 +18,7 @@ def write_page(compared: Comparison, title: str, path: Path) -> None:
             row["name"],
             f"{row['accuracy']:.3f}",
             interval_text(row["macro_f1"], _ends(row, "macro_f1")),
-            "–" if row["name"] == compared.baseline else _signed(row),
+            "–" if row["name"] == compared.baseline else difference_text(row["difference"], _ends(row, "difference")),
             row["missed"],
         ]
         for row in rows
@@ -30,13 +29,6 @@ def write_page(compared: Comparison, title: str, path: Path) -> None:
     values = [row["macro_f1"] for row in rows]
     picture = plots.bars([row["name"] for row in rows], values, [_ends(row, "macro_f1") for row in rows], "macro-F1")
     return page.figure(picture, "Macro-F1 with its 95 % interval", "bars of macro-F1").write(path)
-
-
-def _signed(row: dict[str, Any]) -> str:
-    """A difference with its sign and interval."""
-    ends = _ends(row, "difference")
-    interval = "" if ends is None else f" ({ends[0]:+.3f} to {ends[1]:+.3f})"
-    return f"{row['difference']:+.3f}{interval}"
 
 
 def _ends(row: dict[str, float | None], name: str) -> list[float] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cytolens.evaluate import plots
 from cytolens.evaluate.domains import DomainMatrix
-from cytolens.evaluate.page import Page, interval_text
+from cytolens.evaluate.page import Page, difference_text, interval_text
 
 
 def write_page(matrix: DomainMatrix, title: str, path: Path) -> None:
@@ -25,15 +25,17 @@ def write_page(matrix: DomainMatrix, title: str, path: Path) -> None:
             for model, *lists in zip(matrix.models, values, lows, highs, strict=True)
         ]
         page = page.table(columns, rows, "The figure, with its 95 % interval.")
+        gains = (matrix.table(figure, f"difference{end}") for end in ("", "_low", "_high"))
         gained = [
-            [model, *("–" if d is None else f"{d:+.3f}" for d in row)]
-            for model, row in zip(matrix.models, matrix.table(figure, "difference"), strict=True)
+            [model, *(difference_text(d, None if a is None else [a, b]) for d, a, b in zip(*lists, strict=True))]
+            for model, *lists in zip(matrix.models, *gains, strict=True)
             if model != matrix.baseline
         ]
         if gained:
-            page = page.table(columns, gained, f"Minus {matrix.baseline}, in the same domain.")
+            said = f'Minus "{matrix.baseline}", in the same domain, both resampled together.'
+            page = page.table(columns, gained, said)
     notes = [
-        "Each interval is of one figure by itself; a difference that is small beside them may be chance.",
+        "Gains have intervals of pairs: both models are resampled together. Where one holds 0, the gain may be chance.",
         "Adapted models have seen pictures of their target, and no labels of it.",
     ]
     page.notes(notes).write(path)

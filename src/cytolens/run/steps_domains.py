@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -78,6 +78,7 @@ class AdaptStep(Step):
 class DomainsStep(Step):
     """Every model on every domain: figures with intervals, and what was gained over a baseline."""
 
+    version: ClassVar[int] = 2  # 2: intervals of what was gained
     truth: dict[str, Path] = Field(min_length=1, description="name → dataset to judge on")
     found: dict[str, dict[str, tuple[Path, ...]]] = Field(
         min_length=1, description="model → name of the dataset → what it found there"
@@ -93,7 +94,8 @@ class DomainsStep(Step):
         """Names fit together, and the settings are those of an evaluation."""
         from cytolens.evaluate import EvaluateSettings
 
-        checked(EvaluateSettings, self.settings, "settings")
+        if checked(EvaluateSettings, self.settings, "settings").missing != "error":
+            raise SettingError('settings.missing: only "error" is allowed; models are compared on the same images')
         if self.baseline not in self.found:
             raise SettingError(f'the baseline "{self.baseline}" is none of the models: {listing(self.found)}')
         for model, by_name in self.found.items():
