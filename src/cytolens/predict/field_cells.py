@@ -47,7 +47,7 @@ def of_outlines(found: Outlines, labels: LabelSet) -> FieldCells:
     count = len(found.boxes)
     return FieldCells(
         boxes=found.boxes,
-        labels=[labels.leaves[kind] for kind in found.classes],
+        labels=[labels.names[kind] for kind in found.classes],
         scores=found.scores,
         probabilities=np.full((count, len(labels.leaves)), np.nan, np.float32),
         counted=found.counted,

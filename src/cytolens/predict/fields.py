@@ -22,9 +22,9 @@ from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.formats.file_metadata import metadata_of
 from cytolens.formats.regions import Regions, open_regions
-from cytolens.formats.run_lengths import code_of_positions, positions_of_code
 from cytolens.images import Images, find_images, load_image
 from cytolens.predict.field_cells import FieldCells
+from cytolens.predict.outliners import moved
 from cytolens.predict.pipeline import Predictor
 from cytolens.predict.tiles import Window, kept, touches_inner_border, windows
 from cytolens.problems import DatasetError, ImageError, Problem, Problems
@@ -352,13 +352,7 @@ def _masks_of(
     if all(cells.masks is None for _, cells in parts):
         return None
     owned = [(window, code) for window, cells in parts for code in cells.masks or [None] * len(cells.boxes)]
-    return [None if code is None else _moved(window, code, size_wh) for window, code in (owned[row] for row in keep)]
-
-
-def _moved(window: Window, code: bytes, size_wh: tuple[int, int]) -> bytes:
-    """A mask of a window as one of the image."""
-    x, y = np.divmod(positions_of_code(code, (window.width, window.height)), window.height)
-    return code_of_positions((x + window.x) * size_wh[1] + y + window.y, size_wh)
+    return [None if code is None else moved(window, code, size_wh) for window, code in (owned[row] for row in keep)]
 
 
 def _attributes_of(parts: Sequence[FieldCells], keep: NDArray[np.intp] | None = None) -> dict[str, NDArray[np.float32]]:

@@ -203,7 +203,7 @@ class FieldOutliner:
         scores = np.array([score for score, _ in found], np.float32)
         return Outlines(
             boxes=corners[order],
-            classes=np.full(len(found), kind, np.intp),
+            classes=np.full(len(found), self.labels.index(self.labels.leaves[kind]), np.intp),
             scores=scores[order],
             masks=[found[row][1] for row in order],
             counted=scores[order] >= limits.score_min,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,8 @@ from cytolens.predict.describe import Describers, attribute_outputs
 from cytolens.predict.ensemble import Finders, Namers, given_labels, namers_of
 from cytolens.predict.familiarity import FILE, Familiarity, field_measures, outside
 from cytolens.predict.field_cells import FieldCells, of_outlines, with_outlines
-from cytolens.predict.outlining import CellOutliner, FieldOutliner, Read, shows
+from cytolens.predict.outliners import outliner_of
+from cytolens.predict.outlining import CellOutliner, Read, shows
 from cytolens.predict.tiles import RED_CELL_UM, joined, red_cell_size, sampled, tile_from_ruler, windows
 from cytolens.predict.tta import Tta
 from cytolens.prepare import stain
@@ -62,7 +62,7 @@ class Predictor:
         cells = [one for one in bundle.members_of("segment") if shows(one) == "cell"]
         if detecting is None and naming is None and not fields and not cells:
             raise BundleError(f'the bundle "{bundle.name}" has neither a detector nor a classifier nor outlines')
-        self._outliner = _outliner(bundle, fields, settings) if fields else None
+        self._outliner = outliner_of(bundle, settings.tta, settings.device) if fields else None
         self._cell_outliners = [CellOutliner(one, settings.tta, settings.device) for one in cells]
         self._detecting = detecting
         self._finders = None if detecting is None else Finders(bundle, settings.tta, settings.device)
@@ -278,17 +278,6 @@ class Predictor:
             full[rows[fits]] = part[fits]
             told[attribute.column] = full
         return told
-
-
-def _outliner(bundle: Bundle, fields: Sequence[Bundle], settings: PredictSettings) -> FieldOutliner:
-    """What finds cells by their outlines.
-
-    Raises:
-        BundleError: there are several, and they cannot be asked together.
-    """
-    if len(fields) > 1:
-        raise BundleError(f'"{bundle.name}": map networks of fields cannot be asked together')
-    return FieldOutliner(fields[0], settings.tta, settings.device)
 
 
 def _one_cell(whole: NDArray[np.float32], outliner: CellOutliner) -> FieldCells:

@@ -12,10 +12,13 @@ from cytolens.bundle import write as write_bundle
 from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.predict.ensemble import given_labels
 from cytolens.predict.exam import make_exam
+from cytolens.predict.outlining import shows
+from cytolens.predict.region_networks import RegionEnsemble
 from cytolens.problems import BundleError, SettingError, listing
 from cytolens.settings import checked
 from cytolens.tasks.classify import ClassifyOutput
 from cytolens.tasks.detect import DetectOutput, Fusion
+from cytolens.tasks.segment import SegmentOutput
 
 _HEADLINES = {
     "detection": ("map50", "map50_95", "precision", "recall", "f1"),
@@ -76,7 +79,9 @@ def pack_pipeline(
     licence: str | None,
     name_these: Sequence[str],
 ) -> Bundle:
-    """A pipeline of a detector and a classifier. Members are copied beside it, if they are not there.
+    """A pipeline of a detector and a classifier, or of region networks; see `pack_outliners`.
+
+    Members are copied beside it, if they are not there. What outlines cells in boxes draws those of its kind.
 
     Its labels are those of the two: what the detector tells apart, with the classifier's names under
     the label that it refines. Of several classifiers the first that gives no attributes (or the first) names the
@@ -89,17 +94,27 @@ def pack_pipeline(
             bundles have the same name.
     """
     loaded = [Bundle.load(member) for member in members]
-    detector, classifier, describers = _parts_of(loaded)
+    outlining = [bundle for bundle in loaded if bundle.info.task == "segment"]
+    if len(outlining) == len(loaded):
+        return pack_outliners(
+            loaded, out, name=name, description=description, scores=scores, card=card, licence=licence
+        )
+    if strange := [bundle.name for bundle in outlining if shows(bundle) != "cell"]:
+        raise BundleError(f"{listing(strange)}: finds cells by itself; a pipeline takes what outlines cells in boxes")
+    detector, classifier, describers = _parts_of([bundle for bundle in loaded if bundle not in outlining])
     given = given_labels(classifier)
-    own = [name for name in detector.labels.names if given.resolve(name) is None]
+    parts_of_cells = [part for one in outlining for part in one.labels.names if one.labels.role(part) == "part"]
+    own = [name for name in (*detector.labels.names, *parts_of_cells) if given.resolve(name) is None]
     labels = LabelSet.of([*given.names, *own])
     if not set(given.leaves) <= set(labels.leaves):  # kinds that exclude each other there are kinds of each other here
         labels = given.joined(detector.labels)
+        for one in outlining:
+            labels = labels.joined(LabelSet.of([part for part in parts_of_cells if part in one.labels.names]))
     labels = replace(labels, attributes=_attributes_of([detector, classifier, *describers]))
     wrong = [label for label in name_these if detector.labels.resolve(label) is None]
     if wrong:
         raise SettingError(f"the detector does not find {wrong}; it finds {list(detector.labels.names)}")
-    parts = (detector, classifier, *describers)
+    parts = (detector, classifier, *describers, *outlining)
     if len(taken := [out.resolve().name, *(bundle.name for bundle in parts)]) > len(set(taken)):
         quoted = [f'"{one}"' for one in taken]
         raise SettingError(
@@ -122,6 +137,57 @@ def pack_pipeline(
     )
     bundle = make_exam(write_bundle(out, info, {}))
     return rewrite(bundle, bundle.info, {"card.md": card_text(info, labels, card).encode()})
+
+
+def pack_outliners(
+    loaded: Sequence[Bundle],
+    out: Path,
+    *,
+    name: str,
+    description: str = "",
+    scores: Mapping[str, Any] | None = None,
+    card: str = "",
+    licence: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    output: SegmentOutput | None = None,
+) -> Bundle:
+    """One bundle of several region networks, which are asked together at each stage; copies stand beside it.
+
+    Args:
+        loaded: the region networks, all with the same labels.
+        out: the bundle's folder.
+        name, description, scores, card, licence: as of `pack_pipeline`.
+        weights: name of a member → weight; equal where not said.
+        output: how their answer is read; None: as the first member's.
+
+    Raises:
+        BundleError: one is no region network.
+        LabelError: they have different labels.
+        SettingError: two have the same name.
+    """
+    if strange := [one.name for one in loaded if one.info.task != "segment" or shows(one) is not None]:
+        raise BundleError(f"only region networks are asked together; {listing(strange)} is none")
+    names = [out.resolve().name, *(one.name for one in loaded)]
+    if repeated := sorted({one for one in names if names.count(one) > 1}):
+        raise SettingError(f"members stand side by side, so each needs its own name; given twice: {listing(repeated)}")
+    first = loaded[0]
+    output = output or first.info.segment_output or SegmentOutput()
+    RegionEnsemble(loaded, output, weights)  # what cannot be asked together is better known now
+    placed = [_without_weights(one, out.resolve().parent / one.name) for one in loaded]
+    info = BundleInfo(
+        name=name,
+        task="pipeline",
+        description=description,
+        labels=first.labels.to_dict(),
+        members={bundle.folder.name: bundle.hash for bundle in placed},
+        weights=dict(weights or {}),
+        segment_output=output,
+        scores=_kept(scores or {}),
+        licence=licence or "; ".join(dict.fromkeys(b.info.licence for b in placed if b.info.licence)),
+        credits=list(dict.fromkeys(credit for b in placed for credit in b.info.credits)),
+    )
+    bundle = make_exam(write_bundle(out, info, {}))
+    return rewrite(bundle, bundle.info, {"card.md": card_text(info, first.labels, card).encode()})
 
 
 def _parts_of(loaded: Sequence[Bundle]) -> tuple[Bundle, Bundle, list[Bundle]]:
