@@ -84,17 +84,18 @@ def with_outlines(
     boxes, codes = cells.boxes.copy(), list(cells.masks or [None] * len(cells.labels))
     names: list[str | None] = []
     owners: list[int] = []
-    size_hw = (pixels.shape[0], pixels.shape[1])
+    size_wh = (pixels.shape[1], pixels.shape[0])
     for row, drawn in zip(rows, outliner.look(pixels, cells.boxes[rows], stain) if rows else [], strict=True):
         for name, mask in drawn.items():
-            code = masks.encode(mask)
+            code = mask.code(size_wh)
+            bounds = masks.bounds(code, size_wh[::-1])
             if name == outliner.whole:
-                codes[row], boxes[row] = code, masks.bounds(code, size_hw)
+                codes[row], boxes[row] = code, bounds
                 continue
             names.append(labels.require(name))
             owners.append(row)
             codes.append(code)
-            boxes = np.concatenate([boxes, masks.bounds(code, size_hw)[None]])
+            boxes = np.concatenate([boxes, bounds[None]])
     more, none = len(owners), np.zeros(len(owners), bool)
 
     def longer(table: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytolens import boxes as box
 from cytolens.bundle import Bundle
 from cytolens.formats.run_lengths import code_of_positions, positions_of_part
 from cytolens.labels import LabelSet
@@ -232,6 +233,19 @@ def _within(place: float, start: int, length: int, whole: int) -> bool:
     return after_start and (place < start + length or start + length >= whole)
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedMask:
+    """A mask (h, w) whose upper left pixel is (x, y) of the field."""
+
+    x: int
+    y: int
+    mask: NDArray[np.bool_]
+
+    def code(self, size_wh: tuple[int, int]) -> bytes:
+        """As a run-length code in the frame of the field."""
+        return code_of_positions(positions_of_part(self.mask, self.x, self.y, size_wh), size_wh)
+
+
 class CellOutliner:
     """Outlines the cells of some kind, and their parts, in the boxes where they were found.
 
@@ -261,8 +275,8 @@ class CellOutliner:
 
     def look(
         self, pixels: Pixels, boxes: NDArray[np.float32], field: FieldStain | None = None
-    ) -> list[dict[str, NDArray[np.bool_]]]:
-        """The masks of each cell: label → (H, W) of the field, the whole cell first; what is empty is left out.
+    ) -> list[dict[str, PlacedMask]]:
+        """The masks of each cell by label, the whole cell first; what is empty is left out.
 
         Args:
             pixels: uint8 RGB, shape (H, W, 3).
@@ -271,7 +285,8 @@ class CellOutliner:
         """
         shown = classify.pictures(pixels, boxes, self.given, field)
         said = self._maps(shown)
-        return [self._cell(maps, corners, pixels.shape[:2]) for maps, corners in zip(said, boxes, strict=True)]
+        size_wh = (pixels.shape[1], pixels.shape[0])
+        return [self._cell(maps, corners, size_wh) for maps, corners in zip(said, boxes, strict=True)]
 
     def _maps(self, shown: Pixels) -> NDArray[np.float32]:
         total = np.zeros((len(shown), len(self.output.parts), *shown.shape[1:3]), np.float32)
@@ -285,20 +300,23 @@ class CellOutliner:
         return (total / len(views)).astype(np.float32)
 
     def _cell(
-        self, maps: NDArray[np.float32], corners: NDArray[np.float32], size_hw: tuple[int, int]
-    ) -> dict[str, NDArray[np.bool_]]:
+        self, maps: NDArray[np.float32], corners: NDArray[np.float32], size_wh: tuple[int, int]
+    ) -> dict[str, PlacedMask]:
         import cv2
 
-        view = classify.crop_view(corners, (size_hw[1], size_hw[0]), self.given)
+        view = classify.crop_view(corners, size_wh, self.given)
+        # Only the part of the field that the crop shows is drawn.
+        seen = box.clip(view.back_boxes([0, 0, *map(float, view.wh)]), *size_wh)[0]
+        x, y = int(np.floor(seen[0])), int(np.floor(seen[1]))
+        wh = (int(np.ceil(seen[2])) - x, int(np.ceil(seen[3])) - y)
         back = view.inverse_matrix.copy()
-        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5
-        said: dict[str, NDArray[np.bool_]] = {}
-        for map_, (name, limit) in zip(maps, self.output.parts.items(), strict=True):
-            placed = cv2.warpAffine(map_, back, size_hw[::-1], flags=cv2.INTER_LINEAR)
-            mask = np.asarray(placed >= limit)
-            said[name] = mask
-        whole = said[self.whole] = _central(said[self.whole], corners)
-        return {name: mask & whole for name, mask in said.items() if (mask & whole).any()}
+        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5 - np.array([x, y])
+        said = {
+            name: np.asarray(cv2.warpAffine(map_, back, wh, flags=cv2.INTER_LINEAR) >= limit)
+            for map_, (name, limit) in zip(maps, self.output.parts.items(), strict=True)
+        }
+        whole = said[self.whole] = _central(said[self.whole], corners - np.array([x, y, x, y], np.float32))
+        return {name: PlacedMask(x, y, mask & whole) for name, mask in said.items() if (mask & whole).any()}
 
 
 def _straight(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
