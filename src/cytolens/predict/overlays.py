@@ -94,7 +94,8 @@ def overlay(
             _contours(draw, outlines[i], shade, 1 if name in _QUIET else thin, dashed=refer[i])
         else:
             _frame(draw, boxes[i], shade, 1 if name in _QUIET else line, dashed=refer[i])
-        if name not in _QUIET and not (key and drawn[i]):
+        part = name is not None and cells.labels.role(name) == "part"  # its cell is named beside it
+        if name not in _QUIET and not part and not (key and drawn[i]):
             _caption(draw, boxes[i], f"{name or 'cell'}{' ?' if refer[i] else ''}", shade, image.size, height)
     if key:
         counts = Counter(name for name, own in zip(names, drawn, strict=True) if own)
