@@ -12,6 +12,7 @@ mask), ``images`` (figures per image), ``iou_limits`` (precision at each limit).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def score_sartorius(joined: Joined, settings: EvaluateSettings) -> Scores:
 
 def _scored(task: str, joined: Joined, settings: EvaluateSettings) -> Scores:
     _refuse(settings, task)
+    joined = _outlined(joined)
     tallies = tally(joined, settings)
     drawn = resampling(joined.images, settings.bootstrap if settings.intervals else 0, settings.seed)
     counts = tallies.competition if task == "sartorius" else tallies.one_to_one
@@ -87,6 +89,23 @@ def _scored(task: str, joined: Joined, settings: EvaluateSettings) -> Scores:
             "images": _images(joined, tallies),
             "iou_limits": _limits(per_limit),
         },
+    )
+
+
+def _outlined(joined: Joined) -> Joined:
+    """Without findings that have only a box where nobody asked for more: a model that outlines white cells finds red
+    ones as boxes, and draws nothing where it does not count. Those that count, under a label of the truth, stay.
+    """
+    frame = joined.found.frame
+    bare = frame["mask"].is_null().to_numpy()
+    spare = bare & ((joined.found_label < 0) | ~frame["counted"].to_numpy())
+    if not spare.any() or spare.all():
+        return joined
+    note = (
+        f"{int(spare.sum())} findings with a box alone are left out: of other labels than the truth's, or not counted."
+    )
+    return replace(
+        joined, found=joined.found.filter(~spare), found_label=joined.found_label[~spare], notes=(*joined.notes, note)
     )
 
 
