@@ -75,19 +75,18 @@ def with_outlines(
         labels: of `cells`; the parts are among them.
         stain: of the field; None: measured here.
     """
-    role = outliner.labels.role(outliner.whole)
+    role, own = outliner.labels.role(outliner.whole), labels.resolve(outliner.whole)
     rows = [
         row
         for row, name in enumerate(cells.labels)
-        if cells.counted[row] and name is not None and labels.role(name) == role
+        if cells.counted[row] and name is not None and (name == own or (role is not None and labels.role(name) == role))
     ]
     boxes, codes = cells.boxes.copy(), list(cells.masks or [None] * len(cells.labels))
     names: list[str | None] = []
     owners: list[int] = []
     size_hw = (pixels.shape[0], pixels.shape[1])
     for row, drawn in zip(rows, outliner.look(pixels, cells.boxes[rows], stain) if rows else [], strict=True):
-        for name, mask in drawn.items():
-            code = masks.encode(mask)
+        for name, code in drawn.items():
             if name == outliner.whole:
                 codes[row], boxes[row] = code, masks.bounds(code, size_hw)
                 continue

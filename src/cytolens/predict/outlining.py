@@ -32,6 +32,7 @@ Maps = NDArray[np.float16]
 Read = Callable[[int, int, int, int], Pixels]  # x, y, width, height → that part of the image
 
 _WINDOW_TILES = 2  # tiles per side of a window that is read at once
+_SQUARES, _SQUARE_PX = 8, 128  # what is looked at of a large field to know its brightness: so many squares per side
 
 
 def shows(bundle: Bundle) -> str | None:
@@ -167,15 +168,15 @@ class FieldOutliner:
         size_wh = (pixels.shape[1], pixels.shape[0])
         return self.look_through(lambda x, y, w, h: pixels[y : y + h, x : x + w], size_wh, pixels)
 
-    def look_through(self, read: Read, size_wh: tuple[int, int], overview: Pixels) -> Outlines:
+    def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
         """The cells of a field of any size, of which parts are read as they are needed.
 
         Args:
             read: gives a part of the field.
             size_wh: of the field.
-            overview: all of the field, of any size; its levels are measured there.
+            sample: pixels of the field as they are, (h, w, 3); its levels are measured there.
         """
-        between = outlines.levels(overview) if self.network.given.levels else None
+        between = outlines.levels(sample) if self.network.given.levels else None
         grid = _Grid(self.network, read, size_wh, between)
         kind = self._type(grid)
         limits = self.network.output.reading_of(self.labels.leaves[kind] if len(self.labels.leaves) else None)
@@ -217,6 +218,17 @@ class FieldOutliner:
         told = [grid.tile(*place).types for place in sorted(at) if place[1] <= 1 or down <= 2 * _WINDOW_TILES]
         summed = np.sum(told, axis=0)
         return int(summed.argmax()) if summed.size else 0
+
+
+def sampled_squares(read: Read, size_wh: tuple[int, int]) -> Pixels:
+    """Squares from all over a field side by side, uint8 RGB (h, w, 3), in which its levels can be measured.
+
+    An overview would not do: where a field is shrunk, small bright cells are mixed with the dark between them.
+    """
+    width, height = (min(_SQUARE_PX, side) for side in size_wh)
+    columns = np.linspace(0, size_wh[0] - width, _SQUARES).astype(int).tolist()
+    rows = np.linspace(0, size_wh[1] - height, _SQUARES).astype(int).tolist()
+    return np.concatenate([np.concatenate([read(x, y, width, height) for x in columns], axis=1) for y in rows])
 
 
 def _windows(size_wh: tuple[int, int], side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -261,8 +273,8 @@ class CellOutliner:
 
     def look(
         self, pixels: Pixels, boxes: NDArray[np.float32], field: FieldStain | None = None
-    ) -> list[dict[str, NDArray[np.bool_]]]:
-        """The masks of each cell: label → (H, W) of the field, the whole cell first; what is empty is left out.
+    ) -> list[dict[str, bytes]]:
+        """The masks of each cell: label → COCO's run-length code of the field; what is empty is left out.
 
         Args:
             pixels: uint8 RGB, shape (H, W, 3).
@@ -271,7 +283,8 @@ class CellOutliner:
         """
         shown = classify.pictures(pixels, boxes, self.given, field)
         said = self._maps(shown)
-        return [self._cell(maps, corners, pixels.shape[:2]) for maps, corners in zip(said, boxes, strict=True)]
+        size_wh = (pixels.shape[1], pixels.shape[0])
+        return [self._cell(maps, corners, size_wh) for maps, corners in zip(said, boxes, strict=True)]
 
     def _maps(self, shown: Pixels) -> NDArray[np.float32]:
         total = np.zeros((len(shown), len(self.output.parts), *shown.shape[1:3]), np.float32)
@@ -285,20 +298,28 @@ class CellOutliner:
         return (total / len(views)).astype(np.float32)
 
     def _cell(
-        self, maps: NDArray[np.float32], corners: NDArray[np.float32], size_hw: tuple[int, int]
-    ) -> dict[str, NDArray[np.bool_]]:
+        self, maps: NDArray[np.float32], corners: NDArray[np.float32], size_wh: tuple[int, int]
+    ) -> dict[str, bytes]:
         import cv2
 
-        view = classify.crop_view(corners, (size_hw[1], size_hw[0]), self.given)
+        view = classify.crop_view(corners, size_wh, self.given)
+        # Only the part of the field that the crop shows is touched: cells of large fields stay cheap.
+        shown = view.back_boxes([0, 0, *map(float, view.wh)])[0]
+        left, top = np.clip(np.floor(shown[:2]), 0, np.array(size_wh) - 1).astype(int).tolist()
+        right, bottom = np.clip(np.ceil(shown[2:]), [left + 1, top + 1], size_wh).astype(int).tolist()
         back = view.inverse_matrix.copy()
-        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5
+        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5 - [left, top]
         said: dict[str, NDArray[np.bool_]] = {}
         for map_, (name, limit) in zip(maps, self.output.parts.items(), strict=True):
-            placed = cv2.warpAffine(map_, back, size_hw[::-1], flags=cv2.INTER_LINEAR)
-            mask = np.asarray(placed >= limit)
-            said[name] = mask
-        whole = said[self.whole] = _central(said[self.whole], corners)
-        return {name: mask & whole for name, mask in said.items() if (mask & whole).any()}
+            placed = cv2.warpAffine(map_, back, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+            said[name] = np.asarray(placed >= limit)
+        whole = said[self.whole] = _central(said[self.whole], corners - np.array([left, top, left, top], np.float32))
+        inner = {name: mask & whole for name, mask in said.items()}
+        return {
+            name: code_of_positions(positions_of_part(mask, left, top, size_wh), size_wh)
+            for name, mask in inner.items()
+            if mask.any()
+        }
 
 
 def _straight(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
@@ -310,7 +331,7 @@ def _straight(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
 
 
 def _central(mask: NDArray[np.bool_], corners: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Of the parts of a mask (H, W) that with the most pixels inside the box, its holes filled."""
+    """Of the parts of a mask (H, W) that with the most pixels inside the box, its holes filled; none: nothing."""
     import cv2
     from scipy import ndimage
 
@@ -320,5 +341,7 @@ def _central(mask: NDArray[np.bool_], corners: NDArray[np.float32]) -> NDArray[n
     left, top = np.maximum(np.floor(corners[:2]), 0).astype(int)
     right, bottom = np.ceil(corners[2:]).astype(int)
     inside = np.bincount(parts[top:bottom, left:right].ravel(), minlength=count)[1:]
+    if not inside.any():
+        return np.zeros_like(mask)
     filled = ndimage.binary_fill_holes(parts == 1 + int(inside.argmax()))
     return np.asarray(filled, bool)
