@@ -91,7 +91,7 @@ def test_its_bundle_says_what_it_is_and_passes_its_own_test(run: Run) -> None:
     assert bundle.info.architecture == {"kind": "maps", "model": "test_efficientnet", "width": 0.25}
     assert set(bundle.info.files) >= {"model.onnx", "weights.safetensors"}
     assert bundle.info.outline_output is not None
-    assert say("bundles", "test", run.folder).code == 0
+    assert say("bundles", "verify", run.folder).code == 0
 
 
 def test_its_findings_can_be_scored_by_their_outlines(run: Run, tmp_path: Path) -> None:
@@ -110,8 +110,6 @@ def test_its_findings_can_be_scored_by_their_outlines(run: Run, tmp_path: Path) 
         "segmentation",
         "--bootstrap",
         "0",
-        "--out",
-        tmp_path / "scores",
         "--json",
     )
     assert scored.code == 0
