@@ -81,13 +81,13 @@ class _Climb(nn.Module):
         return self.layers(torch.cat((_twice(below), beside), dim=1))
 
 
-# Both are written with whole numbers of pixels, which an exporter can follow for any size of the picture; by
-# torch's own `interpolate` it loses itself in the rounding of sizes.
+# Both are written without asking for the size of the picture, so that an exported graph holds for any.
 
 
 def _twice(maps: Tensor) -> Tensor:
     """(B, C, h, w) → (B, C, 2h, 2w), every value four times."""
-    return maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    fourfold = torch.arange(maps.shape[1], device=maps.device).repeat_interleave(4)
+    return F.pixel_shuffle(maps.index_select(1, fourfold), 2)
 
 
 def _smoothly_twice(maps: Tensor) -> Tensor:

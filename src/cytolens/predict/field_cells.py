@@ -47,7 +47,7 @@ def of_outlines(found: Outlines, labels: LabelSet) -> FieldCells:
     count = len(found.boxes)
     return FieldCells(
         boxes=found.boxes,
-        labels=[labels.names[kind] for kind in found.classes],
+        labels=[labels.leaves[kind] for kind in found.classes],
         scores=found.scores,
         probabilities=np.full((count, len(labels.leaves)), np.nan, np.float32),
         counted=found.counted,
@@ -75,27 +75,25 @@ def with_outlines(
         labels: of `cells`; the parts are among them.
         stain: of the field; None: measured here.
     """
-    role = outliner.labels.role(outliner.whole)
+    role, own = outliner.labels.role(outliner.whole), labels.resolve(outliner.whole)
     rows = [
         row
         for row, name in enumerate(cells.labels)
-        if cells.counted[row] and name is not None and labels.role(name) == role
+        if cells.counted[row] and name is not None and (name == own or (role is not None and labels.role(name) == role))
     ]
     boxes, codes = cells.boxes.copy(), list(cells.masks or [None] * len(cells.labels))
     names: list[str | None] = []
     owners: list[int] = []
-    size_wh = (pixels.shape[1], pixels.shape[0])
+    size_hw = (pixels.shape[0], pixels.shape[1])
     for row, drawn in zip(rows, outliner.look(pixels, cells.boxes[rows], stain) if rows else [], strict=True):
-        for name, mask in drawn.items():
-            code = mask.code(size_wh)
-            bounds = masks.bounds(code, size_wh[::-1])
+        for name, code in drawn.items():
             if name == outliner.whole:
-                codes[row], boxes[row] = code, bounds
+                codes[row], boxes[row] = code, masks.bounds(code, size_hw)
                 continue
             names.append(labels.require(name))
             owners.append(row)
             codes.append(code)
-            boxes = np.concatenate([boxes, bounds[None]])
+            boxes = np.concatenate([boxes, masks.bounds(code, size_hw)[None]])
     more, none = len(owners), np.zeros(len(owners), bool)
 
     def longer(table: NDArray[np.float32]) -> NDArray[np.float32]:

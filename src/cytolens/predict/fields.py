@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +25,13 @@ from cytolens.formats.regions import Regions, open_regions
 from cytolens.images import Images, find_images, load_image
 from cytolens.predict.field_cells import FieldCells
 from cytolens.predict.outliners import moved
+from cytolens.predict.outlining import sampled_squares
 from cytolens.predict.pipeline import Predictor
 from cytolens.predict.tiles import Window, kept, touches_inner_border, windows
 from cytolens.problems import DatasetError, ImageError, Problem, Problems
 from cytolens.tasks.attributes import values_given
 
 _BLOCK_PX = 4096  # side of the regions in which a large tiled file is looked at
-_OVERVIEW_PX = 1024
 Progress = Callable[[int, int], None]
 Task = tuple[dict[str, Any], Cells | None]  # a row of `Images`, and the cells to be named there; None: find them
 
@@ -276,15 +276,14 @@ def _speakable(*names: str | None) -> bool:
 def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions) -> ImageResult:
     """A large tiled file, block by block; cells cut by a block's border are taken from its neighbour."""
     row, said = _scaled(row, lambda: regions.um_per_px)
+    pages = (f"first of {regions.pages} pages",) if regions.pages > 1 else ()
     size_wh, um_per_px = regions.size_wh, row.get("um_per_px")
     known = row | {"sha256": regions.fingerprint(), "width_px": size_wh[0], "height_px": size_wh[1]}
     if predictor.outlines_fields:
-        overview = regions.overview(_OVERVIEW_PX)
-        return ImageResult(known, predictor.through(regions.read, size_wh, overview), notes=("read by tiles", *said))
+        found = predictor.through(regions.read, size_wh, sampled_squares(regions.read, size_wh))
+        return ImageResult(known, found, notes=("read by tiles", *said, *pages))
     blocks = windows(size_wh, _BLOCK_PX)
-    notes = [f"read in {len(blocks)} regions", *said]
-    if regions.pages > 1:
-        notes.append(f"first of {regions.pages} pages")
+    notes = [f"read in {len(blocks)} regions", *said, *pages]
     red_cell_px = None
     if um_per_px is None and predictor.settings.tile_px is None:
         # One scale for all blocks, from the one nearest to the middle that shows enough red cells.
@@ -299,7 +298,8 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
         if red_cell_px is None:
             notes.append("no red cells were seen that tell its scale; --tile-px sets the size of the tiles")
     parts = [(block, predictor.field(_pixels_of(regions, block), um_per_px, red_cell_px)) for block in blocks]
-    return ImageResult(known, joined_blocks(parts, size_wh), notes=tuple(notes))
+    inner = frozenset(name for name in predictor.labels.names if predictor.labels.role(name) == "part")
+    return ImageResult(known, joined_blocks(parts, size_wh, inner), notes=tuple(notes))
 
 
 def _pixels_of(regions: Regions, block: Window) -> NDArray[np.uint8]:
@@ -315,8 +315,16 @@ def _from_the_middle(blocks: list[Window], size_wh: tuple[int, int]) -> list[Win
     return sorted(blocks, key=off)
 
 
-def joined_blocks(parts: list[tuple[Window, FieldCells]], size_wh: tuple[int, int]) -> FieldCells:
-    """The cells of overlapping blocks as cells of the image."""
+def joined_blocks(
+    parts: list[tuple[Window, FieldCells]], size_wh: tuple[int, int], inner: Collection[str] = ()
+) -> FieldCells:
+    """The cells of overlapping blocks as cells of the image.
+
+    Args:
+        parts: the blocks and what was found in each.
+        size_wh: of the image.
+        inner: labels of parts of cells, such as nuclei, which never stand for the cell that they lie in.
+    """
     boxes = np.concatenate([cells.boxes + window.shift for window, cells in parts])
     cut_off = np.concatenate([touches_inner_border(cells.boxes + w.shift, w, size_wh) for w, cells in parts])
     names = [name for _, cells in parts for name in cells.labels]
@@ -324,7 +332,8 @@ def joined_blocks(parts: list[tuple[Window, FieldCells]], size_wh: tuple[int, in
     counted = np.concatenate([cells.counted for _, cells in parts])
     # One cell may be named differently in two blocks, so blocks are joined whatever the name. What counts gives way
     # only to what counts: thresholds differ by label, so a finding that does not count may have the higher score.
-    keep = kept(boxes, counted.astype(np.intp), scores, cut_off, 0.5)
+    kinds = counted + 2 * np.array([name in inner for name in names], np.intp)
+    keep = kept(boxes, kinds, scores, cut_off, 0.5)
     reasons = {
         reason: np.concatenate([cells.reasons.get(reason, np.zeros(len(cells.boxes), bool)) for _, cells in parts])[
             keep

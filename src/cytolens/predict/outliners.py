@@ -30,7 +30,7 @@ class Outliner(Protocol):
         """The cells of a field in memory, uint8 RGB (H, W, 3)."""
         ...
 
-    def look_through(self, read: Read, size_wh: tuple[int, int], overview: Pixels) -> Outlines:
+    def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
         """The cells of a field of any size, of which parts are read as they are needed."""
         ...
 
@@ -78,7 +78,7 @@ class RegionOutliner:
             return self.look_through(lambda x, y, w, h: pixels[y : y + h, x : x + w], size_wh, pixels)
         return cleaned(self.soft(pixels), self.labels, self.output)
 
-    def look_through(self, read: Read, size_wh: tuple[int, int], overview: Pixels) -> Outlines:
+    def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
         """The cells of a field of any size, tile by tile.
 
         Tiles overlap by more than a cell. One that a tile's border cuts is taken from the neighbour that sees it whole;

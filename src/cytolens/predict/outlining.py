@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytolens import boxes as box
 from cytolens.bundle import Bundle
 from cytolens.formats.run_lengths import code_of_positions, positions_of_part
 from cytolens.labels import LabelSet
@@ -33,6 +32,7 @@ Maps = NDArray[np.float16]
 Read = Callable[[int, int, int, int], Pixels]  # x, y, width, height → that part of the image
 
 _WINDOW_TILES = 2  # tiles per side of a window that is read at once
+_SQUARES, _SQUARE_PX = 8, 128  # what is looked at of a large field to know its brightness: so many squares per side
 
 
 def shows(bundle: Bundle) -> str | None:
@@ -168,15 +168,15 @@ class FieldOutliner:
         size_wh = (pixels.shape[1], pixels.shape[0])
         return self.look_through(lambda x, y, w, h: pixels[y : y + h, x : x + w], size_wh, pixels)
 
-    def look_through(self, read: Read, size_wh: tuple[int, int], overview: Pixels) -> Outlines:
+    def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
         """The cells of a field of any size, of which parts are read as they are needed.
 
         Args:
             read: gives a part of the field.
             size_wh: of the field.
-            overview: all of the field, of any size; its levels are measured there.
+            sample: pixels of the field as they are, (h, w, 3); its levels are measured there.
         """
-        between = outlines.levels(overview) if self.network.given.levels else None
+        between = outlines.levels(sample) if self.network.given.levels else None
         grid = _Grid(self.network, read, size_wh, between)
         kind = self._type(grid)
         limits = self.network.output.reading_of(self.labels.leaves[kind] if len(self.labels.leaves) else None)
@@ -204,7 +204,7 @@ class FieldOutliner:
         scores = np.array([score for score, _ in found], np.float32)
         return Outlines(
             boxes=corners[order],
-            classes=np.full(len(found), self.labels.index(self.labels.leaves[kind]), np.intp),
+            classes=np.full(len(found), kind, np.intp),
             scores=scores[order],
             masks=[found[row][1] for row in order],
             counted=scores[order] >= limits.score_min,
@@ -220,6 +220,17 @@ class FieldOutliner:
         return int(summed.argmax()) if summed.size else 0
 
 
+def sampled_squares(read: Read, size_wh: tuple[int, int]) -> Pixels:
+    """Squares from all over a field side by side, uint8 RGB (h, w, 3), in which its levels can be measured.
+
+    An overview would not do: where a field is shrunk, small bright cells are mixed with the dark between them.
+    """
+    width, height = (min(_SQUARE_PX, side) for side in size_wh)
+    columns = np.linspace(0, size_wh[0] - width, _SQUARES).astype(int).tolist()
+    rows = np.linspace(0, size_wh[1] - height, _SQUARES).astype(int).tolist()
+    return np.concatenate([np.concatenate([read(x, y, width, height) for x in columns], axis=1) for y in rows])
+
+
 def _windows(size_wh: tuple[int, int], side: int) -> Iterator[tuple[int, int, int, int]]:
     """x, y, width, height of windows that cover a field without overlap, row by row."""
     for y in range(0, size_wh[1], side):
@@ -231,19 +242,6 @@ def _within(place: float, start: int, length: int, whole: int) -> bool:
     """Whether a middle lies in a window along one axis; those beyond the field's border belong to the last window."""
     after_start = place >= start or start == 0
     return after_start and (place < start + length or start + length >= whole)
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedMask:
-    """A mask (h, w) whose upper left pixel is (x, y) of the field."""
-
-    x: int
-    y: int
-    mask: NDArray[np.bool_]
-
-    def code(self, size_wh: tuple[int, int]) -> bytes:
-        """As a run-length code in the frame of the field."""
-        return code_of_positions(positions_of_part(self.mask, self.x, self.y, size_wh), size_wh)
 
 
 class CellOutliner:
@@ -275,8 +273,8 @@ class CellOutliner:
 
     def look(
         self, pixels: Pixels, boxes: NDArray[np.float32], field: FieldStain | None = None
-    ) -> list[dict[str, PlacedMask]]:
-        """The masks of each cell by label, the whole cell first; what is empty is left out.
+    ) -> list[dict[str, bytes]]:
+        """The masks of each cell: label → COCO's run-length code of the field; what is empty is left out.
 
         Args:
             pixels: uint8 RGB, shape (H, W, 3).
@@ -301,22 +299,27 @@ class CellOutliner:
 
     def _cell(
         self, maps: NDArray[np.float32], corners: NDArray[np.float32], size_wh: tuple[int, int]
-    ) -> dict[str, PlacedMask]:
+    ) -> dict[str, bytes]:
         import cv2
 
         view = classify.crop_view(corners, size_wh, self.given)
-        # Only the part of the field that the crop shows is drawn.
-        seen = box.clip(view.back_boxes([0, 0, *map(float, view.wh)]), *size_wh)[0]
-        x, y = int(np.floor(seen[0])), int(np.floor(seen[1]))
-        wh = (int(np.ceil(seen[2])) - x, int(np.ceil(seen[3])) - y)
+        # Only the part of the field that the crop shows is touched: cells of large fields stay cheap.
+        shown = view.back_boxes([0, 0, *map(float, view.wh)])[0]
+        left, top = np.clip(np.floor(shown[:2]), 0, np.array(size_wh) - 1).astype(int).tolist()
+        right, bottom = np.clip(np.ceil(shown[2:]), [left + 1, top + 1], size_wh).astype(int).tolist()
         back = view.inverse_matrix.copy()
-        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5 - np.array([x, y])
-        said = {
-            name: np.asarray(cv2.warpAffine(map_, back, wh, flags=cv2.INTER_LINEAR) >= limit)
-            for map_, (name, limit) in zip(maps, self.output.parts.items(), strict=True)
+        back[:, 2] += back[:, :2] @ [0.5, 0.5] - 0.5 - [left, top]
+        said: dict[str, NDArray[np.bool_]] = {}
+        for map_, (name, limit) in zip(maps, self.output.parts.items(), strict=True):
+            placed = cv2.warpAffine(map_, back, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+            said[name] = np.asarray(placed >= limit)
+        whole = said[self.whole] = _central(said[self.whole], corners - np.array([left, top, left, top], np.float32))
+        inner = {name: mask & whole for name, mask in said.items()}
+        return {
+            name: code_of_positions(positions_of_part(mask, left, top, size_wh), size_wh)
+            for name, mask in inner.items()
+            if mask.any()
         }
-        whole = said[self.whole] = _central(said[self.whole], corners - np.array([x, y, x, y], np.float32))
-        return {name: PlacedMask(x, y, mask & whole) for name, mask in said.items() if (mask & whole).any()}
 
 
 def _straight(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
@@ -328,7 +331,7 @@ def _straight(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
 
 
 def _central(mask: NDArray[np.bool_], corners: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Of the parts of a mask (H, W) that with the most pixels inside the box, its holes filled."""
+    """Of the parts of a mask (H, W) that with the most pixels inside the box, its holes filled; none: nothing."""
     import cv2
     from scipy import ndimage
 
@@ -338,5 +341,7 @@ def _central(mask: NDArray[np.bool_], corners: NDArray[np.float32]) -> NDArray[n
     left, top = np.maximum(np.floor(corners[:2]), 0).astype(int)
     right, bottom = np.ceil(corners[2:]).astype(int)
     inside = np.bincount(parts[top:bottom, left:right].ravel(), minlength=count)[1:]
+    if not inside.any():
+        return np.zeros_like(mask)
     filled = ndimage.binary_fill_holes(parts == 1 + int(inside.argmax()))
     return np.asarray(filled, bool)

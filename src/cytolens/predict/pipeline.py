@@ -123,20 +123,20 @@ class Predictor:
         """Whether cells are found by their outlines, so that a field of any size may be read through `through`."""
         return self._outliner is not None
 
-    def through(self, read: Read, size_wh: tuple[int, int], overview: NDArray[np.uint8]) -> FieldCells:
+    def through(self, read: Read, size_wh: tuple[int, int], sample: NDArray[np.uint8]) -> FieldCells:
         """The cells of a field of any size, found by their outlines, of which parts are read as they are needed.
 
         Args:
             read: gives the pixels at x, y, width, height.
             size_wh: of the field.
-            overview: all of the field, smaller; its levels are measured there.
+            sample: pixels of the field as they are, (h, w, 3); its levels are measured there.
 
         Raises:
             BundleError: the bundle does not outline fields.
         """
         if self._outliner is None:
             raise BundleError(f'"{self.bundle.name}" does not find cells by their outlines')
-        return of_outlines(self._outliner.look_through(read, size_wh, overview), self.labels)
+        return of_outlines(self._outliner.look_through(read, size_wh, sample), self.labels)
 
     def _outlined(self, cells: FieldCells, pixels: NDArray[np.uint8], field: FieldStain | None = None) -> FieldCells:
         for outliner in self._cell_outliners:

@@ -5,9 +5,10 @@ how near it lies to the middle of its cell, and where that middle is, down and t
 Each pixel votes for a middle, and pixels that vote for the same one are a cell; so cells that touch come apart, and
 nothing is suppressed. Shown the crop of one cell, it gives a map per part: the whole cell, its nucleus.
 
-Reading the maps looks no further than `REACH_PX` from a cell's middle, so a large image can be read in windows: each
-window sees `REACH_PX` more on every side and gives the cells whose middle lies in it, which are exactly those that
-reading the whole at once would give.
+What becomes of a cell follows from the maps up to `REACH_PX` from its middle along either axis, so a large image can be
+read in windows: each window sees `REACH_PX` more on every side and gives the cells whose middle lies in it, which are
+those that reading the whole at once would give, pixel by pixel. For that the arithmetic says the same wherever a window
+begins: heights are whole numbers, and votes are sums that are exact for maps kept as float16.
 
 Source: the vote for a middle is that of Neven et al., "Instance segmentation by jointly optimizing spatial
 embeddings", CVPR 2019, and of Cheng et al., "Panoptic-DeepLab", CVPR 2020.
@@ -27,12 +28,17 @@ from cytolens.tasks.classify import ClassifyInput
 STEP_PX = 16.0  # of the image, in which the way to the middle is counted
 FARTHEST_PX = 96.0  # the longest way to a middle that is believed
 NEAR_PX = 24.0  # a vote counts for a middle up to this far
-REACH_PX = 128  # more than both together
+# A pixel of a cell lies up to the two together from its middle. What else may own the pixel has a middle up to twice
+# NEAR_PX from that of the cell; what lies in a hole of the cell has its middle there. Beyond either may lie the peak of
+# that middle, up to NEAR_PX off, and the few px that smoothing and the union of middles look at.
+REACH_PX = 160
 FIELD_MAPS = ("inside", "middle", "down", "right")
 MULTIPLE = 32  # the largest stride
 _LEVELS = (0.5, 99.8)  # percentiles of brightness that become black and white
 _PEAK_PX = 5  # side of the square in which a middle is the highest place
 _ONE_MIDDLE_PX = 4.0  # peaks whose own votes lie nearer are one cell
+_SMOOTHING = (14, 62, 104, 62, 14)  # a Gauss curve of 1 px in 256ths
+_GRADES = 4096  # steps of a height between 0 and 1
 
 Levels = tuple[float, float]
 
@@ -125,53 +131,63 @@ def read(maps: NDArray[np.floating], limits: MapReading) -> list[Found]:
         limits: see `MapReading`.
     """
     from scipy import ndimage
-    from scipy.spatial import KDTree
 
     maps = np.asarray(maps, np.float32)
     inside = maps[0] >= limits.inside_min
     middles = _middles(maps, inside, limits.middle_min)
     if not len(middles):
         return []
-    rows, columns = np.nonzero(inside)
-    votes = _votes(maps, rows, columns)
-    away, owner = KDTree(middles).query(votes, distance_upper_bound=NEAR_PX)
-    owned = np.zeros(inside.shape, np.int32)
-    near = np.isfinite(away)
-    owned[rows[near], columns[near]] = np.asarray(owner)[near] + 1
+    owned = _owned(maps, inside, middles)
+    parts = [
+        (number, (place[0].start + top, place[1].start + left), mask)
+        for number, place in enumerate(ndimage.find_objects(owned, len(middles)))
+        if place is not None
+        for mask, (top, left) in [_largest(owned[place] == number + 1)]
+    ]
     cells = []
-    for number, place in enumerate(ndimage.find_objects(owned, len(middles))):
-        if place is None:
-            continue
-        cell = _cell(owned[place] == number + 1, limits.area_min_px)
-        if cell is None:
-            continue
-        mask, (top, left) = cell
-        y, x = place[0].start + top, place[1].start + left
+    for number, (y, x), mask in _filled(parts, inside.shape, limits.area_min_px):
         here = maps[:2, y : y + mask.shape[0], x : x + mask.shape[1]]
         score = float(here[0][mask].mean() * min(1.0, here[1][mask].max()) ** 0.5)
         cells.append(Found(x, y, mask, (float(middles[number, 1]), float(middles[number, 0])), score))
     return cells
 
 
-def _votes(maps: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
+def _votes(
+    maps: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp], farthest: float
+) -> NDArray[np.float64]:
     """Where some pixels say that the middle of their cell is, row and column, shape (N, 2)."""
-    way = np.clip(maps[2:4, rows, columns].T * STEP_PX, -FARTHEST_PX, FARTHEST_PX)
-    return (np.stack([rows, columns], axis=1) + way).astype(np.float32)
+    way = np.clip(maps[2:4, rows, columns].T.astype(np.float64) * STEP_PX, -farthest, farthest)
+    return np.stack([rows, columns], axis=1) + way
 
 
-def _middles(maps: NDArray[np.float32], inside: NDArray[np.bool_], least: float) -> NDArray[np.float32]:
+def _middles(maps: NDArray[np.float32], inside: NDArray[np.bool_], least: float) -> NDArray[np.float64]:
     """Row and column of the middles, shape (M, 2), row by row."""
     import cv2
 
-    smooth = cv2.GaussianBlur(maps[1], (5, 5), 1.0)
+    graded, weights = np.rint(maps[1].astype(np.float64) * _GRADES), np.array(_SMOOTHING, np.float64)
+    smooth = cv2.sepFilter2D(graded, cv2.CV_64F, weights, weights)
     highest = cv2.dilate(smooth, np.ones((_PEAK_PX, _PEAK_PX), np.uint8))
-    rows, columns = np.nonzero((smooth >= highest) & (smooth >= least) & inside)
+    floor = least * _GRADES * sum(_SMOOTHING) ** 2
+    rows, columns = np.nonzero((smooth >= highest) & (smooth >= floor) & inside)
     if not len(rows):
-        return np.zeros((0, 2), np.float32)
-    return _united(_votes(maps, rows, columns), smooth[rows, columns])
+        return np.zeros((0, 2))
+    # A peak lies at its middle; one that points far away is in error, and must not reach into other windows.
+    return _united(_votes(maps, rows, columns, NEAR_PX), smooth[rows, columns])
 
 
-def _united(votes: NDArray[np.float32], heights: NDArray[np.float32]) -> NDArray[np.float32]:
+def _owned(maps: NDArray[np.float32], inside: NDArray[np.bool_], middles: NDArray[np.float64]) -> NDArray[np.int32]:
+    """For each pixel the number of its middle from 1, 0 where it has none, shape (H, W)."""
+    from scipy.spatial import KDTree
+
+    rows, columns = np.nonzero(inside)
+    away, owner = KDTree(middles).query(_votes(maps, rows, columns, FARTHEST_PX), distance_upper_bound=NEAR_PX)
+    owned = np.zeros(inside.shape, np.int32)
+    near = np.isfinite(away)
+    owned[rows[near], columns[near]] = np.asarray(owner)[near] + 1
+    return owned
+
+
+def _united(votes: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Middles, of which the lower of two that are one cell goes."""
     from scipy.spatial import KDTree
 
@@ -185,15 +201,37 @@ def _united(votes: NDArray[np.float32], heights: NDArray[np.float32]) -> NDArray
     return votes[~gone]
 
 
-def _cell(mask: NDArray[np.bool_], area_min_px: int) -> tuple[NDArray[np.bool_], tuple[int, int]] | None:
-    """The largest part of a mask with its holes filled, cut to its bounds, and where these begin; None: too small."""
+def _largest(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """The largest part of a mask that is not empty, cut to its bounds, and the row and column where these begin."""
     import cv2
-    from scipy import ndimage
 
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return None
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     left, top, width, height = (int(v) for v in stats[largest, :4])
-    part = np.asarray(ndimage.binary_fill_holes(parts[top : top + height, left : left + width] == largest), bool)
-    return (part, (top, left)) if int(part.sum()) >= area_min_px else None
+    return parts[top : top + height, left : left + width] == largest, (top, left)
+
+
+_Part = tuple[int, tuple[int, int], NDArray[np.bool_]]  # number, row and column of the upper left corner, mask
+
+
+def _filled(parts: list[_Part], size_hw: tuple[int, ...], area_min_px: int) -> list[_Part]:
+    """The parts with their holes filled, in the same order; a pixel of another part stays that part's.
+
+    Those that are too small even so are gone, and hold no pixel against others.
+    """
+    from scipy import ndimage
+
+    taken = np.zeros(size_hw, bool)
+    for _, (y, x), mask in parts:
+        taken[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
+    whole: dict[int, NDArray[np.bool_]] = {}
+    # A part inside the hole of another is smaller, and what it encloses is its own.
+    for number, (y, x), mask in sorted(parts, key=lambda part: part[2].size):
+        here = taken[y : y + mask.shape[0], x : x + mask.shape[1]]
+        filled = mask | (np.asarray(ndimage.binary_fill_holes(mask), bool) & ~here)
+        if filled.sum() < area_min_px:
+            here &= ~mask
+            continue
+        whole[number] = filled
+        here |= filled
+    return [(number, corner, whole[number]) for number, corner, _ in parts if number in whole]

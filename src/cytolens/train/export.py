@@ -15,10 +15,11 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,24 +126,70 @@ def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
 def export_outlines(network: MapNetwork, path: Path, *, field: bool) -> None:
     """Write a map network as ONNX; batch, height and width stay free.
 
+    Following free sizes through an encoder takes the exporter minutes. Where no layer asks for a size, the graph of one
+    picture holds for all, so it is exported for one size, its sides are declared free, and its answers at other sizes
+    are compared; only where they differ are sizes followed.
+
     Args:
         network: in any mode.
         path: where it goes.
         field: whether it is shown fields; otherwise crops of cells.
     """
-    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("height") * 32, 2: torch.export.Dim("width") * 32}
+    graph = OutlineGraph(network, field).float().cpu()
     outputs = ["maps", *(["types"] if network.types is not None else [])]
     example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
-    export_graph(OutlineGraph(network, field), {"images": (example, free)}, path, outputs)
+    model = _exported(graph, {"images": (example, {})}, outputs)
+    _free(model.graph.input[0], {0: "batch", 1: "height", 2: "width"})
+    for one, axes in zip(model.graph.output, ({0: "batch", 2: "height", 3: "width"}, {0: "batch"}), strict=False):
+        _free(one, axes)
+    del model.graph.value_info[:]  # they tell the sizes of the example
+    if not _agree(model.SerializeToString(), graph, ((1, 64, 160), (3, 128, 32))):
+        sides = {axis: torch.export.Dim(name) * 32 for axis, name in ((1, "height"), (2, "width"))}
+        model = _exported(graph, {"images": (example, {0: torch.export.Dim("batch", min=1), **sides})}, outputs)
+    with written(path) as part:
+        part.write_bytes(model.SerializeToString())
+
+
+def _free(value: Any, axes: Mapping[int, str]) -> None:
+    """Give axes of an input or output of an ONNX model a name in place of their size."""
+    for axis, name in axes.items():
+        value.type.tensor_type.shape.dim[axis].dim_param = name
+
+
+def _agree(model: bytes, graph: nn.Module, sizes: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether an ONNX model answers as the graph that it was made from, for pictures (B, H, W, 3) of these sizes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # that it cannot is an answer, too
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for number, size in enumerate(sizes):
+            images = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+            with torch.no_grad():
+                expected = graph(torch.from_numpy(images))
+            for said, wanted in zip(session.run(None, {"images": images}), expected, strict=True):
+                if said.shape != wanted.shape or not np.allclose(said, wanted.numpy(), atol=1e-3, rtol=1e-3):
+                    return False
+    except Exception:  # ONNX Runtime raises types of its own
+        return False
+    return True
 
 
 def export_graph(
     graph: nn.Module, inputs: Mapping[str, tuple[Tensor, Mapping[int, object]]], path: Path, outputs: list[str]
 ) -> None:
     """Write a graph; its inputs, in order, are given by an example each and the axes that stay free."""
+    model = _exported(graph, inputs, outputs)
+    with written(path) as part:
+        part.write_bytes(model.SerializeToString())
+
+
+def _exported(graph: nn.Module, inputs: Mapping[str, tuple[Tensor, Mapping[int, object]]], outputs: list[str]) -> Any:
+    """The ONNX model of a graph."""
     graph = graph.float().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with written(path) as part, warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own, about its inner workings
         program = torch.onnx.export(
             graph,
@@ -156,7 +203,7 @@ def export_graph(
         )
         assert program is not None
         program.optimize()
-        part.write_bytes(_without_origin(program.model_proto).SerializeToString())
+        return _without_origin(program.model_proto)
 
 
 def _without_origin(model: Any) -> Any:
