@@ -20,6 +20,7 @@ from cytolens.predict.pipeline import Predictor
 from cytolens.predict.report import write_report
 from cytolens.predict.report_attributes import spoken_for_names
 from cytolens.predict.tiles import Window
+from tests.apps.speaking import say
 from tests.predict.doubles import ColourEyes, ConceptLooks, connect, describing, detecting, painted
 from tests.predict.test_describe import on_disk, packed
 
@@ -131,6 +132,13 @@ def test_cells_of_blocks_keep_what_they_were_named_by() -> None:
     assert joined.concepts[order[0]] == pytest.approx(SAID)
     assert np.isnan(joined.concepts[order[1]]).all()
     assert joined_blocks(parts[1:], (100, 50)).concepts is None
+
+
+def test_the_bundle_says_how_it_reads_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    connect(monkeypatch, eyes=ColourEyes(), looks=ConceptLooks([0.9, 0.1], SAID))
+    answer = say("bundles", "show", str(pipeline(tmp_path).folder))
+    assert answer.code == 0
+    assert "looks reads names from attributes alone (concept bottleneck, joint)" in answer.out
 
 
 def test_names_that_are_read_from_something_else_have_no_voices(tmp_path: Path) -> None:
