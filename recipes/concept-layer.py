@@ -1,11 +1,11 @@
-"""What reading names from attributes costs a model that is trained already: the last layer of a bottleneck, out of fold.
+"""What reading names from attributes costs a trained model: the last layer of a concept bottleneck, out of fold.
 
     python recipes/concept-layer.py TRUTH FOUND
 
-TRUTH is a dataset with WBCAtt's attributes, FOUND what a describing model said there (`recipes/wbcatt.sh` leaves both as
-val and found-val). In five folds a multinomial logistic regression learns the five kinds from the probabilities of the
-attributes that the model gives, and names the cells of the fifth fold; that is a sequential bottleneck. It is compared with
-the model's own names, its leaves added up to the same five kinds, on the same cells.
+TRUTH is a dataset with WBCAtt's attributes, FOUND what a describing model said there (`recipes/wbcatt.sh` leaves both
+as val and found-val). In five folds a multinomial logistic regression learns the five kinds from the probabilities of
+the attributes that the model gives, and names the cells of the fifth fold; that is a sequential bottleneck. It is
+compared with the model's own names, its leaves added up to the same five kinds, on the same cells.
 """
 
 from __future__ import annotations
