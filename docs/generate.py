@@ -32,6 +32,7 @@ COMMANDS = (
     "train",
     "adapt",
     "predict",
+    "explain",
     "fuse",
     "evaluate",
     "run",
@@ -63,6 +64,7 @@ def settings() -> str:
     """Every settings model with its fields."""
     from cytolens.evaluate import EvaluateSettings
     from cytolens.predict.blend import TuneSettings
+    from cytolens.predict.explain import ExplainSettings
     from cytolens.predict.fuse import FuseSettings
     from cytolens.predict.pipeline import PredictSettings
     from cytolens.prepare.backgrounds import BackgroundSettings
@@ -97,6 +99,7 @@ def settings() -> str:
         ("cytolens adapt", AdaptSettings),
         ("recolour (a step of cytolens run)", Recolour),
         ("cytolens predict", PredictSettings),
+        ("cytolens explain", ExplainSettings),
         ("cytolens fuse", FuseSettings),
         ("blend weights (a step of cytolens run)", TuneSettings),
         ("reading outlines (segment_output of a bundle)", SegmentOutput),

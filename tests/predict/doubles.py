@@ -144,6 +144,21 @@ class FixedLooks(FixedNames):
         return [logits, embedding, np.tile(np.array(self.looks, np.float32), (len(logits), 1))]
 
 
+class ConceptLooks(FixedNames):
+    """A classifier's session with a concept bottleneck: the same concepts (ΣV) for every picture."""
+
+    def __init__(self, shares: Sequence[float] | Callable[[Pixels], Any], concepts: Sequence[float] | Any) -> None:
+        super().__init__(shares)
+        self.concepts = np.array(concepts, np.float32)
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Pixels]) -> list[NDArray[np.float32]]:
+        """Logits, embedding, logits whose softmax are the concepts, and the concepts."""
+        assert list(outputs) == ["logits", "embedding", "attributes", "concepts"]
+        logits, embedding = super().run(outputs[:2], feeds)
+        concepts = np.tile(self.concepts, (len(logits), 1))
+        return [logits, embedding, np.log(concepts), concepts]
+
+
 # -- bundles without files ------------------------------------------------------------------------
 
 

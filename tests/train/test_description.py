@@ -16,12 +16,15 @@ from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.images import Images
 from cytolens.labels import LabelSet, attribute_schema
+from cytolens.predict.concepts import concepts_of
 from cytolens.predict.fields import predict_images
 from cytolens.predict.pipeline import Predictor
+from cytolens.predict.report_attributes import spoken_for_names
 from cytolens.prepare.synthetic import render_cell
 from cytolens.problems import LabelError, Problems, SettingError
 from cytolens.run.training import labels_to_learn, train
 from cytolens.settings import checked
+from cytolens.tasks import classify
 from cytolens.tasks.attributes import UNKNOWN
 from cytolens.train.classification import ClassifyTraining, StoredCells, sample_maker, tuning_batches
 from cytolens.train.description import DescribeModule, value_macro_f1
@@ -186,6 +189,35 @@ def test_a_training_ends_in_a_bundle_that_describes(data: Dataset, tmp_path: Pat
         sure = row.max() >= output.sure[SHAPE.column]
         assert value == (SHAPE.values[int(row.argmax())] if sure else None)
     assert bundle.self_test().passed
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "asymmetric"])
+def test_a_bottleneck_reads_names_from_attributes_and_the_bundle_knows_how(
+    loss: str, data: Dataset, tmp_path: Path
+) -> None:
+    own = settings(concepts="joint", attribute_loss=loss, tuning_share=0.4, output={"views": 4})
+    bundle = train(own, data, tmp_path / "run", progress=False).bundle
+    assert bundle.info.architecture["concepts"] == "joint"
+    reader = concepts_of(bundle)
+    assert reader is not None
+    layer, labels = reader
+    assert layer.weights.shape == (LEAVES, VALUES)
+    assert ((layer.mean > 0) & (layer.mean < 1)).all()
+    found = predict_images(Predictor(bundle), data.images.rows())
+    assert found.concepts is not None
+    # What the layer says of the concepts is what the cells are called, at the temperature that was learnt.
+    output = bundle.info.classify_output
+    assert output is not None
+    logits = found.concepts @ layer.weights.T + layer.bias
+    expected = classify.probabilities(logits, output.temperature)
+    assert found.cells.probabilities() == pytest.approx(expected, abs=1e-3)
+    assert labels.attributes == (SHAPE, GRAINS)
+    assert len(spoken_for_names(found.cells, found.concepts, bundle)) <= 30
+
+
+def test_a_bottleneck_needs_attributes() -> None:
+    with pytest.raises(SettingError, match="concepts = joint: there are no attributes to read names from"):
+        settings(concepts="joint", attributes=[])
 
 
 def test_with_a_single_name_only_attributes_are_learnt(data: Dataset, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cytolens.models import catalog
+from cytolens.models.concepts import ConceptHead
 from cytolens.models.yolox import Yolox, decode
 from cytolens.train.export import export_classifier, export_detector, export_regions
 
@@ -113,6 +114,27 @@ def test_a_classifier_with_attributes_gives_them_in_a_third_table(tmp_path: Path
     for got, wanted in zip(run(tmp_path / "model.onnx", images), expected, strict=True):
         assert np.abs(got - wanted.numpy()).max() < 1e-4 * max(1.0, float(wanted.abs().max()))
     assert expected[2].shape == (3, 6)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_concept_bottleneck_is_inside_the_exported_network(exclusive: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = catalog.classifier(
+        "test_efficientnet", classes=3, side_px=32, norm="batch", dropout=0.3, drop_path=0, attributes=(2, 4),
+        concepts="sequential", exclusive=exclusive,
+    )  # fmt: skip
+    network = shaken(network, 3).eval()
+    export_classifier(network, tmp_path / "model.onnx", 32)
+    images = pictures(3, 32, 32)
+    logits, _, attributes, concepts = run(tmp_path / "model.onnx", images)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float())
+        head = network.head
+        assert isinstance(head, ConceptHead)
+        weights, bias = head.weight.numpy(), head.linear.bias.numpy()
+    assert np.abs(attributes - expected[2].numpy()).max() < 1e-4 * max(1.0, float(expected[2].abs().max()))
+    assert np.abs(concepts - expected[3].numpy()).max() < 1e-4
+    assert np.abs(logits - (concepts @ weights.T + bias)).max() < 1e-3 * max(1.0, np.abs(weights).max())
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,10 @@ def classifier(
     dropout: float,
     drop_path: float,
     attributes: Sequence[int] = (),
+    concepts: str = "none",
+    exclusive: bool = True,
 ) -> nn.Module:
-    """A classifier with freshly drawn weights; `name` is timm's name of the backbone, `attributes` as in `Classifier`.
+    """A classifier with freshly drawn weights; `name` is timm's name of the backbone, the rest as in `Classifier`.
 
     Raises:
         SettingError: timm has no such network.
@@ -61,6 +63,8 @@ def classifier(
         dropout=dropout,
         drop_path=drop_path,
         attributes=attributes,
+        concepts=concepts,
+        exclusive=exclusive,
     )
 
 

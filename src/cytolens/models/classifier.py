@@ -2,7 +2,8 @@
 
 Shapes: images are (B, 3, S, S) float, RGB, 0 … 255; the backbone's own mean and deviation are
 applied inside. The answer is logits (B, K) and the embedding (B, D) they are read from, which
-tells how far a cell lies from everything seen in training; behind them come the logits of attributes (B, ΣV).
+tells how far a cell lies from everything seen in training; behind them come the logits of attributes (B, ΣV), and
+where names are read from these, the probabilities (B, ΣV) that they are read from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from cytolens.models.attributes import AttributeHeads
+from cytolens.models.concepts import ConceptHead
 from cytolens.problems import SettingError, did_you_mean
 
 
@@ -33,6 +35,9 @@ class Classifier(nn.Module):
         dropout: share of the embedding dropped before the head.
         drop_path: share of residual branches dropped.
         attributes: number of values of each attribute; none: cells are only named.
+        concepts: "none": names are read from the embedding; "joint" or "sequential": from the attributes alone, and
+            what names teach reaches the attributes or not.
+        exclusive: whether concepts are a softmax within each attribute; otherwise sigmoids.
 
     Raises:
         SettingError: timm has no such network, or it cannot be built for this side or with these norms.
@@ -48,6 +53,8 @@ class Classifier(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         attributes: Sequence[int] = (),
+        concepts: str = "none",
+        exclusive: bool = True,
     ) -> None:
         super().__init__()
         self.backbone: Any = _backbone(backbone, side_px, drop_path)
@@ -64,16 +71,27 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         # Some networks read their features through one more layer, whose width is another.
         width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
-        self.head = nn.Linear(width, classes)
         self.attributes = AttributeHeads(width, attributes) if attributes else None
+        self.head: nn.Module
+        if concepts == "none":
+            self.head = nn.Linear(width, classes)
+        else:
+            self.head = ConceptHead(attributes, classes, exclusive=exclusive, detached=concepts == "sequential")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, S, S) → logits (B, K), embedding (B, D), and with attributes their logits (B, ΣV)."""
+        """(B, 3, S, S) → logits (B, K), embedding (B, D), and with attributes their logits (B, ΣV).
+
+        A fourth table (B, ΣV) are the concepts, where names are read from attributes.
+        """
         embedding = self.backbone((images - self.mean) / self.deviation)
         dropped = self.dropout(embedding)
         if self.attributes is None:
             return self.head(dropped), embedding
-        return self.head(dropped), embedding, self.attributes(dropped)
+        described = self.attributes(dropped)
+        if isinstance(self.head, ConceptHead):
+            names, concepts = self.head(described)
+            return names, embedding, described, concepts
+        return self.head(dropped), embedding, described
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except for modules that are frozen: their norms keep their statistics."""

@@ -56,13 +56,18 @@ def attribute_outputs(bundle: Bundle) -> dict[str, AttributeOutput]:
 
 
 def asked(bundle: Bundle, device: str) -> Classifier:
-    """The session of a classifier, asked for its attributes where it has any."""
-    return Classifier(session(bundle, device), describes=bundle.info.attribute_output is not None)
+    """The session of a classifier, asked for its attributes and concepts where it has any."""
+    concepts = bundle.info.architecture.get("concepts", "none") != "none"
+    return Classifier(session(bundle, device), bundle.info.attribute_output is not None, concepts)
 
 
 def described_by(bundle: Bundle, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Column → probabilities (N, V) from the logits (N, K + ΣV) of a classifier; none where it has no attributes."""
-    return read_by(bundle, logits[:, len(bundle.labels.leaves) :])
+    """Column → probabilities (N, V) from the logits (N, K + ΣV) of a classifier; none where it has no attributes.
+
+    What stands behind those logits is not looked at.
+    """
+    leaves, values = len(bundle.labels.leaves), sum(attributes.widths(bundle.labels.attributes))
+    return read_by(bundle, logits[:, leaves : leaves + values])
 
 
 def read_by(bundle: Bundle, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

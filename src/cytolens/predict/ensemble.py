@@ -21,7 +21,7 @@ from cytolens.predict.session import ATTRIBUTES_FILE, Classifier, Detector, sess
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError, listing
 from cytolens.tasks import classify, detect
-from cytolens.tasks.attributes import describable
+from cytolens.tasks.attributes import describable, widths
 from cytolens.tasks.detect import DetectOutput, Findings, Fusion
 from cytolens.views import View
 
@@ -159,11 +159,13 @@ class Said:
         table: probabilities over the leaves, shape (N, K).
         embedding: the first member's, shape (N, D).
         attributes: column → probabilities over its values, shape (N, V).
+        concepts: what the names were read from, shape (N, ΣV); None: not attributes, or several members.
     """
 
     table: NDArray[np.float32]
     embedding: NDArray[np.float32]
     attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    concepts: NDArray[np.float32] | None = None
 
 
 class Namers:
@@ -224,7 +226,7 @@ class Namers:
         Raises:
             BundleError: a classifier of whole images is asked about parts of one.
         """
-        tables, first = [], None
+        tables, first, concepts = [], None, None
         described: dict[str, list[tuple[NDArray[np.float32], float]]] = {}
         members = zip(
             self.bundles, self._outputs, self._classifiers, self._columns, self._kept, self._weights, strict=True
@@ -241,11 +243,13 @@ class Namers:
             tables.append(table)
             for column, part in described_by(one, logits).items():
                 described.setdefault(column, []).append((part, weight))
+            if classifier.concepts and len(self.bundles) == 1:
+                concepts = logits[:, leaves + sum(widths(one.labels.attributes)) :]
         assert first is not None
         means = {column: _mean(parts) for column, parts in described.items()}
         if len(tables) == 1 and self._temperature == 1:
-            return Said(tables[0], first, means)
-        return Said(classify.blended(tables, self._weights, self._temperature), first, means)
+            return Said(tables[0], first, means, concepts)
+        return Said(classify.blended(tables, self._weights, self._temperature), first, means, concepts)
 
     def with_image(self, table: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The probabilities (1, K) of an image's only cell, after the classifiers of whole images had their say."""

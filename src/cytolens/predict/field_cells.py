@@ -28,6 +28,8 @@ class FieldCells:
         reasons: why cells were referred: reason → which cells, shape (N,).
         attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
         masks: COCO's run-length codes of the field (N), None for a cell without; None: no cell is outlined.
+        concepts: what the classifier read names from, shape (N, ΣV) of its attributes, rows of NaN where it did not
+            speak; None: it reads them from something else.
     """
 
     boxes: NDArray[np.float32]
@@ -40,6 +42,7 @@ class FieldCells:
     reasons: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     masks: list[bytes | None] | None = None
+    concepts: NDArray[np.float32] | None = None
 
 
 def of_outlines(found: Outlines, labels: LabelSet) -> FieldCells:
@@ -110,4 +113,5 @@ def with_outlines(
         reasons={reason: np.concatenate([which, none]) for reason, which in cells.reasons.items()},
         attributes={column: longer(table) for column, table in cells.attributes.items()},
         masks=codes,
+        concepts=None if cells.concepts is None else longer(cells.concepts),
     )

@@ -56,6 +56,7 @@ class Prediction:
         problems: the images that could not be read, and what had to be converted.
         remarks: image_id → sentences about the field as a whole.
         reasons: why cells were referred: reason → how many.
+        concepts: what names were read from, one row per cell, as in `FieldCells`; None: not from attributes.
         timings: seconds by phase.
     """
 
@@ -64,6 +65,7 @@ class Prediction:
     problems: Problems
     remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    concepts: NDArray[np.float32] | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -351,6 +353,7 @@ def joined_blocks(
         reasons,
         _attributes_of([cells for _, cells in parts], keep),
         _masks_of(parts, keep, size_wh),
+        _concepts_of([cells for _, cells in parts], keep),
     )
 
 
@@ -376,6 +379,17 @@ def _attributes_of(parts: Sequence[FieldCells], keep: NDArray[np.intp] | None = 
     return tables if keep is None else {column: table[keep] for column, table in tables.items()}
 
 
+def _concepts_of(parts: Sequence[FieldCells], keep: NDArray[np.intp] | None = None) -> NDArray[np.float32] | None:
+    """What the names of all cells, or of the rows to keep, were read from, shape (N, ΣV); None: not from attributes."""
+    width = next((cells.concepts.shape[1] for cells in parts if cells.concepts is not None), None)
+    if width is None:
+        return None
+    silent = [np.full((len(cells.boxes), width), np.nan, np.float32) for cells in parts]
+    tables = [no if cells.concepts is None else cells.concepts for cells, no in zip(parts, silent, strict=True)]
+    table = np.concatenate(tables)
+    return table if keep is None else table[keep]
+
+
 def assembled(predictor: Predictor, results: Sequence[ImageResult]) -> Prediction:
     """One prediction from the results of its images."""
     problems = Problems()
@@ -396,6 +410,7 @@ def assembled(predictor: Predictor, results: Sequence[ImageResult]) -> Predictio
         problems=problems,
         remarks={row["image_id"]: cells.remarks for row, cells in good if cells.remarks},
         reasons=dict(reasons),
+        concepts=_concepts_of([cells for _, cells in good]),
     )
 
 

@@ -20,7 +20,7 @@ from cytolens.predict.outliners import outliner_of
 from cytolens.predict.outlining import CellOutliner, Read, shows
 from cytolens.predict.tiles import RED_CELL_UM, joined, red_cell_size, sampled, tile_from_ruler, windows
 from cytolens.predict.tta import Tta
-from cytolens.prepare import stain
+from cytolens.prepare import crops, stain
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError
 from cytolens.tasks import classify
@@ -238,17 +238,18 @@ class Predictor:
         reasons: dict[str, NDArray[np.bool_]] = {}
         rows = np.flatnonzero(asked)
         described: dict[str, NDArray[np.float32]] = {}
+        concepts = None
         if self._namers is not None and len(rows):
             output = self._namers.output
             said = self._namers.look(pixels, boxes[rows], field)
             table[rows], embedding = said.table, said.embedding
             described = said.attributes | self._describers.look(pixels, boxes[rows], field)
+            if said.concepts is not None:
+                concepts = np.full((len(boxes), said.concepts.shape[1]), np.nan, np.float32)
+                concepts[rows] = said.concepts
             if counted.sum() == 1 and len(rows) == 1:
                 table[rows] = self._namers.with_image(table[rows], pixels)
-            weights = classify.prior_weights(output.prior, self.labels)
-            if self._finders is not None and told_apart:
-                weights = weights * np.where(self._told_apart, output.elsewhere, 1.0)
-            table[rows] = classify.with_evidence(table[rows], weights)
+            table[rows] = classify.with_evidence(table[rows], self._weights(told_apart))
             given, unsure = classify.decide(table[rows], self.labels, output.sure, [names[row] for row in rows])
             for row, name in zip(rows, given, strict=True):
                 names[row] = name
@@ -262,7 +263,50 @@ class Predictor:
         refer = np.logical_or.reduce([np.zeros(len(boxes), bool), *reasons.values()])
         reasons = {reason: which for reason, which in reasons.items() if which.any()}
         told = self._told(described, rows, names)
-        return FieldCells(boxes, names, scores, table, counted, refer, remarks, reasons, told)
+        return FieldCells(boxes, names, scores, table, counted, refer, remarks, reasons, told, concepts=concepts)
+
+    def _weights(self, told_apart: bool) -> NDArray[np.float64]:
+        """What each leaf's probability is weighed with, shape (K,): how common it is, and what the detector said."""
+        assert self._namers is not None
+        output = self._namers.output
+        weights = classify.prior_weights(output.prior, self.labels)
+        if self._finders is not None and told_apart:
+            weights = weights * np.where(self._told_apart, output.elsewhere, 1.0)
+        return weights
+
+    @property
+    def names_cells(self) -> bool:
+        """Whether a classifier gives names."""
+        return self._namers is not None
+
+    def region(self, cell: NDArray[np.float32], size_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """The part of a field that the first classifier is shown of a cell: from its box (4,), a box (4,).
+
+        Raises:
+            BundleError: the bundle has no classifier.
+        """
+        return crops.region(cell, size_wh, self._asked().bundles[0].info.classify_input or classify.ClassifyInput())
+
+    def shares(self, pixels: NDArray[np.uint8], cell: NDArray[np.float32], field: FieldStain) -> NDArray[np.float32]:
+        """Probabilities (K,) over the leaves of a cell at a box (4,), as `field` gives them.
+
+        What classifiers of whole images would add is left out.
+
+        Args:
+            pixels: uint8 RGB, shape (H, W, 3).
+            cell: its box.
+            field: the stain of the field, so that a changed cell does not change how it is seen.
+
+        Raises:
+            BundleError: the bundle has no classifier.
+        """
+        table, _ = self._asked().shares(pixels, cell[None], field)
+        return classify.with_evidence(table, self._weights(told_apart=True))[0]
+
+    def _asked(self) -> Namers:
+        if self._namers is None:
+            raise BundleError(f'the bundle "{self.bundle.name}" has no classifier, so there are no names to explain')
+        return self._namers
 
     def _told(
         self, described: dict[str, NDArray[np.float32]], rows: NDArray[np.intp], names: list[str | None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cytolens.predict.blasts import BlastSettings
 from cytolens.predict.differential import ALL
 from cytolens.predict.fields import Prediction
 from cytolens.predict.overlays import colour, overlay
-from cytolens.predict.report_attributes import attribute_sections, blast_section
+from cytolens.predict.report_attributes import ABOUT_VOICES, attribute_sections, blast_section, spoken_for_names
 from cytolens.predict.sentences import sentence
 
 _FIELDS_SHOWN = 24
@@ -73,9 +73,12 @@ def write_report(
             ["kind", "cells", "per 100 leukocytes"],
             [[row["label"], row["count"], row["per_100_leukocytes"]] for row in others.iter_rows(named=True)],
         )
-    page = _galleries(page, prediction, files)
+    spoken = spoken_for_names(prediction.cells, prediction.concepts, bundle)
+    page = _galleries(page, prediction, files, spoken)
+    if spoken:
+        page = page.notes([ABOUT_VOICES])
     page = attribute_sections(
-        page, prediction.cells, bundle, lambda row: _portrait(row, files, prediction.cells.labels)
+        page, prediction.cells, bundle, lambda row: _portrait(row, files, prediction.cells.labels, {})
     )
     page = _fields(page, prediction, files)
     page = _per_image(page, table, prediction)
@@ -148,8 +151,8 @@ def differential_plot(leukocytes: pl.DataFrame, cells: Cells) -> bytes:
     return buffer.getvalue()
 
 
-def _galleries(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
-    """Examples of each kind, the surest first, and the referred cells."""
+def _galleries(page: Page, prediction: Prediction, files: ImageFiles, spoken: Mapping[str, str]) -> Page:
+    """Examples of each kind, the surest first, and the referred cells; `spoken`: cell_id → what spoke for its name."""
     labels = prediction.cells.labels
     counted = prediction.cells.frame.filter("counted")
     nucleated = [n for n in labels.names if labels.role(n) in ("leukocyte", "erythroblast", "lysed")]
@@ -159,13 +162,13 @@ def _galleries(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
         for name in [n for n in nucleated if n in set(named["label"].cast(pl.String).to_list())]:
             sure = pl.col("probabilities").arr.max().fill_null(0)
             rows = named.filter(pl.col("label") == name).sort(sure, descending=True).head(_CELLS_PER_LABEL)
-            page = page.text(name).grid([_portrait(row, files, labels) for row in rows.iter_rows(named=True)])
+            page = page.text(name).grid([_portrait(row, files, labels, spoken) for row in rows.iter_rows(named=True)])
     referred = counted.filter("refer")
     if len(referred):
         text = "The model is not sure of these, or has seen nothing like them. Their names are guesses."
         page = page.section("Referred cells", text)
         rows = referred.head(_REFERRED_SHOWN)
-        page = page.grid([_portrait(row, files, labels) for row in rows.iter_rows(named=True)])
+        page = page.grid([_portrait(row, files, labels, spoken) for row in rows.iter_rows(named=True)])
         if len(referred) > _REFERRED_SHOWN:
             page = page.notes(
                 [f"{_REFERRED_SHOWN} of {len(referred)} shown; all stand in cells.csv with refer = true."]
@@ -173,8 +176,8 @@ def _galleries(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
     return page
 
 
-def _portrait(row: dict[str, Any], files: ImageFiles, labels: LabelSet) -> Picture:
-    """One cell's picture with its name, the two most probable kinds, and what it looks like."""
+def _portrait(row: dict[str, Any], files: ImageFiles, labels: LabelSet, spoken: Mapping[str, str]) -> Picture:
+    """One cell's picture with its name, the two most probable kinds, its looks, and what spoke for the name."""
     pixels = files.read(row["image_id"])
     corners = [row["x_min"], row["y_min"], row["x_max"], row["y_max"]]
     data = None if isinstance(pixels, str) else crop(pixels, corners, 132)
@@ -183,7 +186,9 @@ def _portrait(row: dict[str, Any], files: ImageFiles, labels: LabelSet) -> Pictu
         best = sorted(zip(row["probabilities"], labels.leaves, strict=True), reverse=True)[:2]
         probable = ", ".join(f"{leaf} {100 * share:.0f} %" for share, leaf in best if share >= 0.01)
     looks = sentence({a.column: row[a.column] for a in labels.attributes}, labels.attributes)
-    return Picture(data, row["label"] or "not named", "; ".join(text for text in (probable, looks) if text))
+    return Picture(
+        data, row["label"] or "not named", "; ".join(filter(None, (probable, looks, spoken.get(row["cell_id"]))))
+    )
 
 
 def _fields(page: Page, prediction: Prediction, files: ImageFiles) -> Page:

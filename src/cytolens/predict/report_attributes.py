@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from cytolens.bundle import Bundle
 from cytolens.cells import Cells
@@ -16,16 +17,40 @@ from cytolens.evaluate.plots import INK, PALETTE
 from cytolens.evaluate.uncertainty import wilson
 from cytolens.labels import AttributeSchema
 from cytolens.predict.blasts import BlastSettings, blasts
+from cytolens.predict.concepts import concepts_of, for_and_against
 from cytolens.predict.describe import attribute_outputs, least_likely, unlike_their_kind
 
 _OUTLIERS_SHOWN = 24
 _KINDS_SHOWN = 12
+ABOUT_VOICES = (
+    "The names are read from the attributes alone. What an attribute says for the likeliest kind or against it is the "
+    "weight of its values times how far their probabilities stand from those of the average training cell, in nats."
+)
 Portrait = Callable[[dict[str, Any]], Picture]
 
 ABOUT_SHARES = (
     "Shares are of the cells whose value is given. Intervals (95 %, Wilson) cover counting error, not values that the "
     "model gives wrongly."
 )
+
+
+def spoken_for_names(cells: Cells, concepts: NDArray[np.floating] | None, bundle: Bundle) -> dict[str, str]:
+    """cell_id → which attributes spoke for its most probable kind and which against it; of cells named that way.
+
+    Args:
+        cells: of the prediction.
+        concepts: what their names were read from, shape (N, ΣV); None: not from attributes.
+        bundle: that made it.
+    """
+    reader = concepts_of(bundle)
+    if reader is None or concepts is None:
+        return {}
+    layer, labels = reader
+    table, spoken = cells.probabilities(), {}
+    ids, leaves = cells.frame["cell_id"].to_list(), cells.labels.leaves
+    for row in np.flatnonzero(~np.isnan(concepts).any(axis=1) & ~np.isnan(table).any(axis=1)):
+        spoken[ids[row]] = for_and_against(layer.voices(concepts[row], leaves[int(table[row].argmax())], labels))
+    return {cell_id: words for cell_id, words in spoken.items() if words}
 
 
 def attribute_sections(page: Page, cells: Cells, bundle: Bundle, portrait: Portrait) -> Page:

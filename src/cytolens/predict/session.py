@@ -93,16 +93,20 @@ class Classifier:
     Attributes:
         session: of its network.
         describes: whether the logits of attributes are wanted, too.
+        concepts: whether the probabilities that names are read from are wanted behind those.
     """
 
     session: Any
     describes: bool = False
+    concepts: bool = False
 
     def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Pictures (B, S, S, 3) → logits (B, K), embedding (B, D).
 
-        Behind the logits of the names stand those of the attributes where they are wanted: (B, K + ΣV).
+        Behind the logits of the names stand those of the attributes where they are wanted: (B, K + ΣV), and behind
+        these the concepts: (B, K + 2 ΣV).
         """
-        outputs = ["logits", "embedding", *(["attributes"] if self.describes else [])]
+        outputs = ["logits", "embedding"]
+        outputs += ["attributes"] * self.describes + ["concepts"] * self.concepts
         logits, embedding, *more = self.session.run(outputs, {"images": pictures})
         return (np.concatenate([logits, *more], axis=1) if more else logits), embedding

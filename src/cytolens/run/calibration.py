@@ -19,6 +19,7 @@ from cytolens.predict.calibrate import (
     temperature,
     value_threshold,
 )
+from cytolens.predict.concepts import Concepts
 from cytolens.predict.familiarity import Familiarity, learn
 from cytolens.predict.session import Classifier, Detector
 from cytolens.tasks import attributes, classify
@@ -37,7 +38,7 @@ class Answers:
         embeddings: shape (N, D).
         known: allowed leaves (N, K) bool, or presence (N, K) int8, as the training was given them.
 
-    With attributes both tables are wider, until `of_names` and `of_values` part them.
+    With attributes both tables are wider, until `of_names` and `of_values` part them; concepts stand last among logits.
     """
 
     logits: NDArray[np.float32]
@@ -100,8 +101,14 @@ def of_names(given: Answers, labels: LabelSet) -> Answers:
 
 def of_values(given: Answers, labels: LabelSet) -> Answers:
     """The part of the answers that is about attributes: logits (N, ΣV), and the values' indices or −1 (N, A)."""
-    leaves = len(labels.leaves)
-    return replace(given, logits=given.logits[:, leaves:], known=given.known[:, leaves:])
+    leaves, values = len(labels.leaves), sum(attributes.widths(labels.attributes))
+    return replace(given, logits=given.logits[:, leaves : leaves + values], known=given.known[:, leaves:])
+
+
+def concepts_learnt(weights: NDArray[np.floating], bias: NDArray[np.floating], learnt: Answers) -> Concepts:
+    """The layer (K, ΣV) that names are read by, with what it reads of the average cell: answers hold that last."""
+    mean = learnt.logits[:, -weights.shape[1] :].mean(axis=0, dtype=np.float64)
+    return Concepts(np.asarray(weights, np.float32), np.asarray(bias, np.float32), mean.astype(np.float32))
 
 
 def uncalibrated(loss: str, learnt: Cells) -> AttributeOutput:

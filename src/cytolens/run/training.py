@@ -19,6 +19,7 @@ from cytolens.labels import LabelSet
 from cytolens.models.checkpoint import load_matching
 from cytolens.models.public_weights import starting_weights
 from cytolens.predict.calibrate import detection_thresholds, field_ranges
+from cytolens.predict.concepts import FILE as CONCEPTS
 from cytolens.predict.ensemble import detector_of
 from cytolens.predict.exam import make_exam
 from cytolens.predict.familiarity import FILE, field_measures
@@ -34,6 +35,7 @@ from cytolens.run.calibration import (
     answers,
     calibrated,
     calibrated_values,
+    concepts_learnt,
     familiarity,
     of_names,
     of_values,
@@ -358,21 +360,27 @@ def _classify_bundle(settings: Any, network: Any, learning: Dataset, tuning: Dat
     export_classifier(network, run / "model.onnx", settings.input.side_px)
     output = settings.output.model_copy(update={"outputs": "sigmoid" if settings.loss == "focal" else "softmax"})
     info = info_of(settings, learning, run, classify_input=settings.input, classify_output=output)
-    info = info.model_copy(update={"architecture": {"model": settings.model, "norm": settings.norm}})
+    bottleneck = {} if settings.concepts == "none" else {"concepts": settings.concepts}
+    info = info.model_copy(update={"architecture": {"model": settings.model, "norm": settings.norm, **bottleneck}})
     bundle = write_bundle(run / "bundle", info, _files(run))
-    classifier = Classifier(session(bundle, threads=torch.get_num_threads()), describes=bool(settings.attributes))
+    running = session(bundle, threads=torch.get_num_threads())
+    classifier = Classifier(running, bool(settings.attributes), settings.concepts != "none")
     batches = multilabel.tuning_batches if settings.target == "image" else classification.tuning_batches
     learnt, tuned = (
         answers(classifier, batches(part, settings, Problems()), output.views) for part in (learning, tuning)
     )
+    more: dict[str, Path | bytes] = {}
     if settings.attributes:
         spoken = uncalibrated(settings.attribute_loss, learning.cells)
         told = calibrated_values(spoken, of_values(tuned, learning.labels), learning.labels, settings.attribute_wrong)
         info = info.model_copy(update={"attribute_output": told})
+        if bottleneck:
+            weights, bias = (one.detach().cpu().numpy() for one in (network.head.weight, network.head.linear.bias))
+            more[CONCEPTS] = concepts_learnt(weights, bias, learnt).to_bytes()
         learnt, tuned = of_names(learnt, learning.labels), of_names(tuned, learning.labels)
     info = info.model_copy(update={"classify_output": calibrated(output, tuned, learning.labels)})
     familiar = familiarity(output, learnt, tuned, learning.labels)
-    return rewrite(bundle, info, {} if familiar is None else {FILE: familiar.to_bytes()})
+    return rewrite(bundle, info, more if familiar is None else {**more, FILE: familiar.to_bytes()})
 
 
 _EXPORTERS: dict[str, Callable[[Any, Any, Dataset, Dataset, Path], Bundle]] = {

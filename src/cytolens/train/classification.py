@@ -167,6 +167,8 @@ class ClassifyModule(LightningModule):
             dropout=settings.dropout,
             drop_path=settings.drop_path,
             attributes=attributes.widths(labels.attributes),
+            concepts=settings.concepts,
+            exclusive=settings.attribute_loss != "asymmetric",
         )
         if settings.frozen is not None:
             from cytolens.models.classifier import Classifier, freeze  # timm takes its time

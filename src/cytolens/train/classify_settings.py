@@ -33,6 +33,11 @@ class ClassifyTraining(BaseModel):
         default="cross-entropy",
         description="cross-entropy: of one value of many; asymmetric: of each value by itself, as AttriDet learns",
     )
+    concepts: Literal["none", "joint", "sequential"] = Field(
+        default="none",
+        description="a concept bottleneck: names are read from the probabilities of the attributes alone, by one "
+        "linear layer. joint: what names teach shapes the attributes, too; sequential: it ends at that layer",
+    )
     attribute_balance: float = Field(
         default=0.0, ge=0, le=1, description="0: every cell weighs the same; 1: all values of an attribute do together"
     )
@@ -131,6 +136,8 @@ class ClassifyTraining(BaseModel):
             raise ValueError("output.outputs = sigmoid needs loss = focal, which sets it by itself")
         if self.attributes and self.target == "image":
             raise ValueError(f"attributes = {list(self.attributes)} are of cells; they need target = cell")
+        if self.concepts != "none" and not self.attributes:
+            raise ValueError(f"concepts = {self.concepts}: there are no attributes to read names from; set attributes")
         if self.background and self.target == "image":
             raise ValueError(
                 f'background = "{self.background}" is for crops; with target = image an image without cells is an '

@@ -44,7 +44,7 @@ class DescribeModule(ClassifyModule):
 
     def said(self, images: Tensor) -> Tensor:
         """The logits of leaves and attributes (B, K + ΣV) of images (B, 3, S, S)."""
-        logits, _embedding, described = self.network(images)
+        logits, _embedding, described, *_concepts = self.network(images)
         return torch.cat([logits, described], dim=1)
 
     def loss(self, logits: Tensor, allowed: Tensor) -> Tensor:

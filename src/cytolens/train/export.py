@@ -6,7 +6,8 @@ The first two graphs take uint8 RGB pictures as they come from `tasks`, any numb
   the maps that these are read from: ``map_4`` (B, C, H/4, W/4), ``map_8`` (B, C′, H/8, W/8);
 * its attributes: these maps and ``regions`` (N, 5), image and box in input px → ``attributes`` (N, ΣV), logits;
 * classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D), and where it has attributes
-  ``attributes`` (B, ΣV), their logits side by side;
+  ``attributes`` (B, ΣV), their logits side by side; with a concept bottleneck ``concepts`` (B, ΣV), the probabilities
+  that the names are read from;
 * map network: ``images`` (B, H, W, 3) → ``maps`` (B, M, H, W), and where it tells types of images ``types`` (B, T).
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cytolens.models.concepts import ConceptHead
 from cytolens.models.outlines import MapNetwork
 from cytolens.models.regions import RegionHead
 from cytolens.models.yolox import Yolox, decode
@@ -72,7 +74,7 @@ class ClassifierGraph(nn.Module):
         self.network = copy.deepcopy(network).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, S, S, 3) uint8 RGB → logits (B, K), embedding (B, D), and with attributes their logits (B, ΣV)."""
+        """(B, S, S, 3) uint8 RGB → logits (B, K), embedding (B, D), with attributes their logits and the concepts."""
         return self.network(images.permute(0, 3, 1, 2).float())
 
 
@@ -119,7 +121,9 @@ def export_regions(network: Yolox, path: Path) -> None:
 def export_classifier(network: nn.Module, path: Path, side_px: int) -> None:
     """Write a classifier as ONNX; the batch stays free."""
     example = torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8)
-    outputs = ["logits", "embedding", *(["attributes"] if getattr(network, "attributes", None) is not None else [])]
+    outputs = ["logits", "embedding"]
+    if getattr(network, "attributes", None) is not None:
+        outputs += ["attributes", *(["concepts"] if isinstance(network.head, ConceptHead) else [])]
     export_graph(ClassifierGraph(network), {"images": (example, {0: torch.export.Dim("batch", min=1)})}, path, outputs)
 
 

@@ -188,7 +188,7 @@ class ClassifyTeacher(MeanTeacher):
 def _said(network: nn.Module, images: Tensor) -> Tensor:
     """Logits of names and attributes side by side, (B, K + ΣV)."""
     logits, _embedding, *described = network(images)
-    return torch.cat([logits, *described], dim=1).float()
+    return torch.cat([logits, *described[:1]], dim=1).float()  # concepts say nothing that the attributes do not
 
 
 Make = Callable[[int, Generator, int], tuple[NDArray[np.uint8], NDArray[np.uint8]]]

@@ -55,6 +55,9 @@ def show(bundle: Name, json_output: Json = False, debug: Debug = False) -> int:
     lines += [f"name: {loaded.name}", f"task: {loaded.info.task}", f"hash: {loaded.hash}", f"folder: {loaded.folder}"]
     lines += [f"labels: {', '.join(loaded.labels.names)}", f"licence: {loaded.info.licence or 'not stated'}"]
     lines += [f"member: {member} ({one.hash})" for member, one in loaded.members.items()]
+    for one in (loaded, *loaded.members.values()):
+        if (how := one.info.architecture.get("concepts", "none")) != "none":
+            lines.append(f"{one.name} reads names from attributes alone (concept bottleneck, {how})")
     data = loaded.info.model_dump(mode="json") | {"hash": loaded.hash, "folder": str(loaded.folder)}
     answer(data, lines, json_output)
     return DONE

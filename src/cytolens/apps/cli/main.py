@@ -18,6 +18,7 @@ from cytolens.apps.cli import (
     demo,
     duplicates,
     evaluate,
+    explain,
     fuse,
     noise,
     predict,
@@ -65,6 +66,7 @@ app.command()(noise.noise)
 app.command()(train.train)
 app.command()(adapt.adapt)
 app.command()(predict.predict)
+app.command()(explain.explain)
 app.command()(evaluate.evaluate)
 app.command()(fuse.fuse)
 app.command()(run.run)
