@@ -37,7 +37,7 @@
     "steps.detector.settings.optimise.epochs" = 1
 
 A value may be made of those above it. ``off = true`` leaves a step out: a list or table that names it does without, and
-a step that cannot do without is refused. So does ``needs = "${value}"`` where that value is empty (``""`` or ``[]``), and
+a step that cannot do without is refused. So does ``needs = "${value}"`` where that value is empty (``""``, ``[]``), and
 ``needs = ["${one}", "${other}"]`` where one of them is. A recipe is data: nothing in it is executed, and what it names
 must exist.
 """
