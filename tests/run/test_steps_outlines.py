@@ -36,7 +36,7 @@ OUTPUT = {
     "most": 12,
     "one_label": True,
 }
-GRID = {"mask_threshold": [0.35], "mask_nms_iou": [0.1], "score_min": [0.1, 0.3, 0.5], "area_min_px": [0, 20]}
+GRID = {"mask_threshold": [0.2, 0.35], "mask_nms_iou": [0.1], "score_min": [0.1, 0.3, 0.5], "area_min_px": [0, 20]}
 NETWORKS = ["sharp", "dull"]
 
 
