@@ -28,14 +28,7 @@ from tests.predict.region_doubles import KINDS, RegionEyes, connect, outlining
 
 WH = (96, 64)
 DISCS = ((20, 18, 9), (52, 30, 11), (78, 16, 8), (30, 46, 8))
-OUTPUT = {
-    "score_floor": 0.05,
-    "box_nms_iou": 0.3,
-    "proposals_before": 40,
-    "proposals_kept": 24,
-    "most": 12,
-    "one_label": True,
-}
+OUTPUT = {"score_floor": 0.05, "box_nms_iou": 0.3, "proposals_kept": 60, "most": 20, "one_label": True}
 GRID = {"mask_threshold": [0.2, 0.35], "mask_nms_iou": [0.1], "score_min": [0.1, 0.3, 0.5], "area_min_px": [0, 20]}
 NETWORKS = ["sharp", "dull"]
 
