@@ -305,7 +305,7 @@ def _with_steps() -> list[Any]:
 @pytest.mark.torch
 @pytest.mark.parametrize(("file", "scale"), _with_steps())
 def test_a_recipe_of_ours_can_be_planned(file: Path, scale: str, tmp_path: Path) -> None:
-    for name in ("images", "bccd/JPEGImages", "txl_pbc", "pbc/images", "wbcatt"):
+    for name in ("images", "train", "test", "bccd/JPEGImages", "txl_pbc", "pbc/images", "wbcatt"):
         (tmp_path / "data" / name).mkdir(parents=True)
     for name in ("train.csv", "test.csv", "bccd/wbc_subtypes.csv"):
         (tmp_path / "data" / name).touch()
@@ -316,7 +316,9 @@ def test_a_recipe_of_ours_can_be_planned(file: Path, scale: str, tmp_path: Path)
     assert len({one.folder for one in stages}) == len(stages)
     at = {one.name: number for number, one in enumerate(stages)}
     assert all(at[name] < at[one.name] for one in stages for name in one.takes)
-    judged = [one for one in stages if one.stage.do in ("evaluate", "compare", "domains", "submission")]
+    judged = [
+        one for one in stages if one.stage.do in ("evaluate", "compare", "compare-outlines", "domains", "submission")
+    ]
     assert judged
     if scale == "smoke":  # for any machine, alone or in a cluster
         assert not any(one.stage.gpus for one in stages)

@@ -416,3 +416,20 @@ def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
         kind = STEPS[stage.do]
         assert stage.arguments.keys() <= kind.model_fields.keys()
     assert set(STEPS) <= set(re.findall(r"`([\w-]+)`", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("needs", "there"), [('""', False), ("[]", False), ('["${data}", "x"]', False), ('"x"', True), ('["x", "y"]', True)]
+)
+def test_a_step_is_left_out_where_what_it_needs_is_empty(tmp_path: Path, needs: str, there: bool) -> None:
+    text = (
+        f'data = ""\n[steps.one]\ndo = "x"\nneeds = {needs}\n[steps.two]\ndo = "x"\nparts = ["@one"]\nstart = "@one"\n'
+    )
+    given = arguments(tmp_path, text)
+    assert ("one" in given, "start" in given["two"]) == (there, there)
+    assert "needs" not in given.get("one", {})
+
+
+def test_needs_is_a_text_or_a_list(tmp_path: Path) -> None:
+    said = refused(tmp_path, '[steps.one]\ndo = "x"\nneeds = true\n')
+    assert "steps.one.needs is a text or a list" in said

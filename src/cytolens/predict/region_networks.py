@@ -85,8 +85,7 @@ class RegionEnsemble:
     def look(self, pixels: Pixels) -> SoftOutlines:
         """The cells of an image (H, W, 3) with their soft outlines, best first."""
         image = self.image(pixels)
-        regions, _ = self.proposals(image)
-        boxes, class_scores = self._distinct(*self.boxes(image, regions), image.wh)
+        boxes, class_scores = self.found(image)
         classes = class_scores.argmax(axis=1)
         patches = self.masks(image, boxes, classes)
         return SoftOutlines(
@@ -97,6 +96,11 @@ class RegionEnsemble:
             class_scores=class_scores,
             patches=np.round(patches * 255).astype(np.uint8),
         )
+
+    def found(self, image: Looked) -> tuple[Floats, Floats]:
+        """Stages 1 and 2: the boxes of the cells of an image (N, 4), best first, and their class scores (N, K)."""
+        regions, _ = self.proposals(image)
+        return self._distinct(*self.boxes(image, regions), image.wh)
 
     def image(self, pixels: Pixels) -> Looked:
         """An image (H, W, 3) that the stages are asked about."""

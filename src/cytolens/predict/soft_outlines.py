@@ -119,25 +119,27 @@ def read_soft_outlines(path: Path) -> StoredOutlines:
     return stored
 
 
-def soft_outline_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder by the image that they are of.
+def soft_outline_files(*folders: Path) -> dict[str, Path]:
+    """The files of folders, such as one for each fold, by the image that they are of.
 
     Raises:
         DatasetError: there are none, or two are of one image.
         FormatError: a file is not one of soft outlines.
     """
     files: dict[str, Path] = {}
-    for path in sorted(Path(folder).glob("[!.]*.npz")):
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*.npz"))):
         try:
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as data:
                 image_id = str(data["image_id"])
         except _DAMAGED as error:
             raise FormatError(f"{path}: is not a file of soft outlines written by cytolens ({error})") from error
         if image_id in files:
-            raise DatasetError(f'{path} and {files[image_id].name} are both of image "{image_id}"; keep one of them')
+            other = files[image_id].name if files[image_id].parent == path.parent else files[image_id]
+            raise DatasetError(f'{path} and {other} are both of image "{image_id}"; keep one of them')
         files[image_id] = path
     if not files:
-        raise DatasetError(f"{folder}: holds no soft outlines (files .npz, one for each image)")
+        where = ", ".join(map(str, folders))
+        raise DatasetError(f"{where}: holds no soft outlines (files .npz, one for each image)")
     return files
 
 

@@ -37,7 +37,9 @@
     "steps.detector.settings.optimise.epochs" = 1
 
 A value may be made of those above it. ``off = true`` leaves a step out: a list or table that names it does without, and
-a step that cannot do without is refused. A recipe is data: nothing in it is executed, and what it names must exist.
+a step that cannot do without is refused. So does ``needs = "${value}"`` where that value is empty (``""``, ``[]``), and
+``needs = ["${one}", "${other}"]`` where one of them is. A recipe is data: nothing in it is executed, and what it names
+must exist.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from typing import Any
 from cytolens.problems import SettingError, did_you_mean, listing
 from cytolens.settings import overlaid, read_recipe, with_overrides
 
-_OWN = ("do", "each", "when", "cpus", "gpus", "off")  # what says how a step is made, and is no setting of it
+_OWN = ("do", "each", "when", "cpus", "gpus", "off", "needs")  # what says how a step is made, and is no setting of it
 _RESERVED = ("steps", "scale", "name", "description")
 _VALUE = re.compile(r"\$\{([\w.-]+)\}")
 _REFERENCE = re.compile(r"@([\w.-]+)((?:\s+[\w-]+=\S+)*)")
@@ -194,7 +196,12 @@ def _is_off(table: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
     off = _filled(table.get("off", False), values, f"{where}.off")
     if not isinstance(off, bool):  # a word such as "no" would count as true
         raise SettingError(f"{where}.off is true or false; got {off!r}")
-    return off
+    needs = _filled(table.get("needs", "nothing"), values, f"{where}.needs")
+    if not isinstance(needs, str | list):
+        raise SettingError(
+            f"{where}.needs is a text or a list; where it or a part of it is empty, the step is left out; got {needs!r}"
+        )
+    return off or not needs or (isinstance(needs, list) and not all(needs))
 
 
 def _number(value: Any, values: Mapping[str, Any], where: str) -> float:

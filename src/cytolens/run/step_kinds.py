@@ -28,6 +28,15 @@ from cytolens.run.steps_ensemble import (
     ThresholdStep,
 )
 from cytolens.run.steps_models import PredictStep, TrainStep
+from cytolens.run.steps_outline_data import GroupsStep, LeaveOutStep, MasksOfStep, PseudoOutlinesStep
+from cytolens.run.steps_outlines import (
+    CleanOutlinesStep,
+    CompareOutlinesStep,
+    PackOutlinersStep,
+    SartoriusSubmissionStep,
+    SoftOutlinesStep,
+    TuneMasksStep,
+)
 from cytolens.run.steps_whole_image import ImageBlendStep, ImageSharesStep
 
 STEPS: dict[str, type[Step]] = {
@@ -58,4 +67,14 @@ STEPS: dict[str, type[Step]] = {
     "pack": PackStep,
     "submission": SubmissionStep,
     "attributes-csv": AttributesCsvStep,
+    "leave-out": LeaveOutStep,
+    "groups": GroupsStep,
+    "masks-of": MasksOfStep,
+    "soft-outlines": SoftOutlinesStep,
+    "tune-masks": TuneMasksStep,
+    "clean-outlines": CleanOutlinesStep,
+    "compare-outlines": CompareOutlinesStep,
+    "pseudo-outlines": PseudoOutlinesStep,
+    "pack-outliners": PackOutlinersStep,
+    "sartorius-submission": SartoriusSubmissionStep,
 }

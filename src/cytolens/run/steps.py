@@ -77,6 +77,7 @@ class ImportStep(Step):
     where: str | None = Field(default=None, description="a condition on the images, such as width_px < 500")
     allow_missing_images: bool = False
     size_two: Literal["large", "ignore"] = "large"
+    sample_group: Literal["well", "vessel"] = Field(default="well", description="the group that a sample id gives")
     unsqueeze: str = Field(default="", description="W:H, the proportion that squeezed images had; empty: none were")
     licence: str = ""
     stain: str | None = None
@@ -104,7 +105,7 @@ class ImportStep(Step):
         if self.unsqueeze:
             dataset = unsqueezed(dataset, parsed_proportion(self.unsqueeze), folder / "images")
         dataset.write(folder)
-        return _sizes(dataset) | {"problems": problems}
+        return sizes(dataset) | {"problems": problems}
 
     def _given(self) -> tuple[Dataset, int]:
         """What the source holds, and how many problems were seen in it."""
@@ -127,6 +128,7 @@ class ImagesStep(Step):
     folder: Path
     listed: Path | None = Field(default=None, description="CSV with the file names that are wanted; None: all")
     column: str = "NAME"
+    most: int | None = Field(default=None, ge=1, description="so many of them, the first; None: all")
     name: str = "images"
 
     def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
@@ -147,10 +149,12 @@ class ImagesStep(Step):
                     f"{self.folder}: {len(lost)} images that {self.listed} names are not there: {listing(lost, 5)}"
                 )
             paths = {name: paths[name] for name in wanted}
-        images = Images.of([{"image_id": name, "path": str(path.resolve())} for name, path in paths.items()])
+        images = Images.of(
+            [{"image_id": name, "path": str(path.resolve())} for name, path in paths.items()][: self.most]
+        )
         dataset = Dataset(images, Cells.empty(LabelSet.of(["cell"])), self.name)
         dataset.write(folder)
-        return _sizes(dataset)
+        return sizes(dataset)
 
 
 class RepairStep(Step):
@@ -165,7 +169,7 @@ class RepairStep(Step):
         mended, changes = repair(Dataset.read(self.dataset))
         write_changes(changes, folder)
         mended.write(folder)
-        return _sizes(mended) | {"changes": len(changes)}
+        return sizes(mended) | {"changes": len(changes)}
 
 
 class DuplicatesStep(Step):
@@ -187,7 +191,7 @@ class DuplicatesStep(Step):
         if self.drop:
             grouped = grouped.of_images(Images(grouped.images.frame.filter(~pl.col("image_id").is_in(copies))))
         grouped.write(folder)
-        return _sizes(grouped) | {"duplicates": len(copies)}
+        return sizes(grouped) | {"duplicates": len(copies)}
 
 
 class SplitStep(Step):
@@ -219,14 +223,14 @@ class SplitStep(Step):
         done.balance.write_csv(folder / "balance.csv")
         if not done.grouped:
             notify("no image stands in a group: patients and slides may stand on both sides of a fold")
-        return _sizes(done.dataset) | {"worst_deviation": round(done.worst(), 4)}
+        return sizes(done.dataset) | {"worst_deviation": round(done.worst(), 4)}
 
 
 class FractionStep(Step):
     """A balanced part of a dataset, as `cytolens split --fractions` draws it."""
 
     dataset: Path
-    share: float = Field(gt=0, lt=1)
+    share: float = Field(gt=0, le=1)
     seed: int = 0
 
     def run(self, folder: Path, notify: Notify) -> dict[str, Any]:
@@ -235,7 +239,7 @@ class FractionStep(Step):
 
         part = split.fractions(Dataset.read(self.dataset), [self.share], self.seed)[self.share]
         part.write(folder)
-        return _sizes(part)
+        return sizes(part)
 
 
 class BackgroundsStep(Step):
@@ -284,7 +288,7 @@ class NoiseStep(Step):
         doubts.edits(dataset).write_csv(folder / "edits.csv")
         result = dataset if self.how == "keep" else cleaned(dataset, doubts, self.how, self.kinds)
         result.write(folder)
-        return _sizes(result) | {"doubts": doubts.counts}
+        return sizes(result) | {"doubts": doubts.counts}
 
 
 class CropsStep(Step):
@@ -303,7 +307,7 @@ class CropsStep(Step):
             dataset = with_label(dataset, self.background)
         made = labelled(dataset, findings(self.found, dataset, relabel=False)[0], background=self.background)
         made.write(folder)
-        return _sizes(made) | {"annotated": len(dataset.cells)}
+        return sizes(made) | {"annotated": len(dataset.cells)}
 
 
 class NameLabelStep(Step):
@@ -316,7 +320,7 @@ class NameLabelStep(Step):
         """A dataset."""
         made = with_label(Dataset.read(self.dataset), self.label)
         made.write(folder)
-        return _sizes(made)
+        return sizes(made)
 
 
 class PseudoLabelsStep(Step):
@@ -420,5 +424,6 @@ def with_label(dataset: Dataset, label: str) -> Dataset:
     return replace(wider, images=wider.images.with_columns(complete_for=pl.Series(complete, dtype=pl.List(pl.String))))
 
 
-def _sizes(dataset: Dataset) -> dict[str, Any]:
+def sizes(dataset: Dataset) -> dict[str, Any]:
+    """What a step that leaves a dataset says of it."""
     return {"images": len(dataset.images), "cells": len(dataset.cells)}

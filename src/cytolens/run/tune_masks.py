@@ -72,6 +72,7 @@ class TunedMasks:
         unit: what a fold is: "fold", "group" or "image".
         bundle: with the best settings.
         notes: what a reader has to know.
+        held_out: fold (else group, else image) → how its outlines are read with what is best on the others.
     """
 
     labels: tuple[LabelChoice, ...]
@@ -83,6 +84,7 @@ class TunedMasks:
     unit: str
     bundle: Bundle
     notes: tuple[str, ...]
+    held_out: Mapping[object, SegmentOutput]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class _Image:
 
 def tune_masks(
     bundle: Bundle,
-    soft: Path,
+    soft: Path | Sequence[Path],
     truth: Dataset,
     out: Path,
     grid: MaskGrid | None = None,
@@ -112,7 +114,7 @@ def tune_masks(
 
     Args:
         bundle: one that reads soft outlines.
-        soft: folder of out-of-fold outlines, one file per image (`predict.soft_outlines`).
+        soft: folder of out-of-fold outlines, one file per image (`predict.soft_outlines`); or several, one per fold.
         truth: the images with their cells and masks; its folds (else groups, else images) part the nested estimate.
         out: folder for the results.
         grid: what is tried; None: the grid of Sartorius.
@@ -131,7 +133,7 @@ def tune_masks(
             "cleaning of masks to tune. Give a bundle with segment_output."
         )
     labels = bundle.labels
-    images, unit, notes = _images(soft, truth, labels)
+    images, unit, notes = _images([soft] if isinstance(soft, Path) else soft, truth, labels)
     scores = _grid_scores(images, labels, before, grid, notify)
     if not scores:
         raise DatasetError(f'{soft}: no image of "{truth.name}" has a cell, said or found, so there is nothing to tune')
@@ -140,12 +142,14 @@ def tune_masks(
     if untold := [name for name in labels.names if name not in scores]:
         notes.append(f"No image has outlines of {listing(untold)}, so their cleaning stays as it was.")
     notify(f"judging {len(images)} images")
-    figures = _judged(images, labels, before, output, _held_out(scores, images, before, grid), unit)
+    held_out = _held_out(scores, images, before, grid)
+    figures = _judged(images, labels, before, output, held_out, unit)
     out.mkdir(parents=True, exist_ok=True)
     _write_table(choices, before, grid, out / "masks.csv")
     _write_picture(choices, grid, out / "masks.png")
     tuned = _packed(bundle, output, figures, len(images), unit, out / "bundle")
-    result = TunedMasks(choices, output, len(images), *figures, unit, tuned, tuple(notes))
+    apart = {part[1] if isinstance(part, tuple) else part: one for part, one in held_out.items()}
+    result = TunedMasks(choices, output, len(images), *figures, unit, tuned, tuple(notes), apart)
     with written(out / "tune.json") as part:
         part.write_text(json.dumps(summary(result), indent=1, ensure_ascii=False) + "\n", "utf-8")
     return result
@@ -154,15 +158,15 @@ def tune_masks(
 # -- what there is --------------------------------------------------------------------------------
 
 
-def _images(soft: Path, truth: Dataset, labels: LabelSet) -> tuple[list[_Image], str, list[str]]:
+def _images(soft: Sequence[Path], truth: Dataset, labels: LabelSet) -> tuple[list[_Image], str, list[str]]:
     """The images of the truth with their outlines, what parts them, and what has to be said of it."""
-    files = soft_outline_files(soft)
+    files = soft_outline_files(*soft)
     frame = truth.images.frame
     ids = [str(image_id) for image_id in frame["image_id"].to_list()]
     if missing := [image_id for image_id in ids if image_id not in files]:
         raise DatasetError(
-            f"{soft}: holds no outlines of {len(missing)} of the truth's {len(ids)} images: {listing(missing, 5)}. "
-            "Predict them, or choose the images with --where."
+            f"{listing(map(str, soft))}: holds no outlines of {len(missing)} of the truth's {len(ids)} images: "
+            f"{listing(missing, 5)}. Predict them, or choose the images with --where."
         )
     if not ids:
         raise DatasetError("the truth has no images, so there is nothing to tune on")
