@@ -353,6 +353,13 @@ def test_a_differential_counts_no_parts() -> None:
     )
 
 
+def test_where_all_labels_are_parts_they_are_the_cells() -> None:
+    cells = Cells.of(
+        LabelSet.of(["nucleus"]), image_id=["a"], boxes=[[0, 0, 9, 9]], label=["nucleus"], source="bundle:x"
+    )
+    assert len(without_parts(cells)) == 1
+
+
 def test_nuclei_do_not_stand_for_their_cells_where_blocks_are_joined() -> None:
     """A nucleus that fills most of its cell overlaps it as much as the cell found twice does."""
     size_wh = (300, 100)

@@ -73,6 +73,7 @@ def cells(draw: st.DrawFn) -> list[Ellipse]:
 # -- targets ------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(drawn=cells())
 def test_targets_read_as_maps_are_the_cells(drawn: list[Ellipse]) -> None:
     marks = marked((128, 125), drawn)
@@ -113,12 +114,12 @@ def test_targets_against_a_slow_twin(drawn: list[Ellipse], unknown: int) -> None
 def test_targets_of_real_nuclei_read_as_those_nuclei(data_root: Path) -> None:
     data = formats.read(data_root / "dsb2018", "rle_csv").dataset
     by_image = dict(data.cells.by_image())
-    rows = [row for row in data.images.rows() if row["image_id"] in by_image][::12]
+    rows = [row for row in data.images.rows() if row["image_id"] in by_image][::24]
     scores = []
     for row in rows:
         marks = numbered(by_image[row["image_id"]], (row["height_px"], row["width_px"]))
         scores.append(mean_precision(read(field_targets(marks)[:4], MapReading(area_min_px=1)), marks))
-    assert len(scores) > 15
+    assert len(scores) > 7
     assert np.mean(scores) >= 0.99
 
 
@@ -153,6 +154,7 @@ def test_the_type_of_an_image_is_that_of_most_of_its_cells() -> None:
 # -- scores and losses --------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(drawn=cells(), shift=st.integers(-6, 6), left_out=st.integers(0, 3))
 def test_mean_precision_against_a_slow_twin(drawn: list[Ellipse], shift: int, left_out: int) -> None:
     marks = marked((128, 125), drawn)
@@ -177,10 +179,9 @@ def test_losses_are_least_at_the_truth_and_blind_to_what_is_unknown() -> None:
     targets = torch.from_numpy(field_targets(marks))[None]
     clear = torch.cat((torch.logit(targets[:, :2].clamp(1e-4, 1 - 1e-4)), targets[:, 2:4]), dim=1)
     least = field_loss(clear, targets)
-    generator = torch.Generator().manual_seed(0)
     for channel in range(4):
         other = clear.clone()
-        other[:, channel] += torch.randn(64, 64, generator=generator)
+        other[:, channel] = 0
         assert field_loss(other, targets) > least + 0.01
     elsewhere = clear.clone()
     elsewhere[:, :, :, 60:] = 7
@@ -301,7 +302,7 @@ def test_rare_types_are_drawn_more_often_and_large_fields_too() -> None:
     assert weights is not None
     assert weights[:3].sum() == pytest.approx(weights[3:].sum())
     assert training_samples(pictures, settings_of(crop_px=64, balance=0))[1] is None
-    images, (maps, types) = collate([samples[0], samples[7]])
+    images, (maps, types) = collate([samples[0, 0], samples[0, 7]])
     assert (images.shape, images.dtype) == ((2, 3, 64, 64), torch.uint8)
     assert maps.shape == (2, 5, 64, 64)
     assert types.tolist() == [0, 1]

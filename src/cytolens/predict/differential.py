@@ -67,9 +67,16 @@ def differential(cells: Cells, images: Images, seed: int = 0) -> pl.DataFrame:
 
 
 def without_parts(cells: Cells) -> Cells:
-    """The cells without their nuclei and other parts, which stand in the table for their outlines."""
+    """The cells without their nuclei and other parts, which stand in the table for their outlines.
+
+    Where the labels are parts only, as those of a network of nuclei, these are the cells.
+    """
     parts = [name for name in cells.labels.names if cells.labels.role(name) == "part"]
-    return cells.filter(~pl.col("label").cast(pl.String).is_in(parts).fill_null(False)) if parts else cells
+    return (
+        cells.filter(~pl.col("label").cast(pl.String).is_in(parts).fill_null(False))
+        if 0 < len(parts) < len(cells.labels)
+        else cells
+    )
 
 
 def _tally(cells: Cells, images: Images) -> _Tally:

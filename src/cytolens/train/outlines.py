@@ -70,7 +70,7 @@ def _fields(dataset: Dataset, settings: OutlineTraining, problems: Problems) -> 
     by_image = {image: cells for image, cells in dataset.cells.by_image() if any(code for code in cells.masks())}
     rows = [row for row in dataset.images.rows() if row["image_id"] in by_image]
     pictures = []
-    for position, pixels in readable([row["path"] for row in rows], problems):
+    for position, pixels in readable([row["path"] for row in rows], problems) if rows else ():
         cells = by_image[rows[position]["image_id"]]
         if settings.input.levels:
             pixels = levelled(pixels, levels(pixels))
@@ -99,7 +99,7 @@ def _cells(dataset: Dataset, settings: OutlineTraining, problems: Problems) -> l
     rows = [row for row in dataset.images.rows() if row["image_id"] in by_image]
     side_px = round(settings.input.cell.side_px * _STORE)
     pictures = []
-    for position, pixels in readable([row["path"] for row in rows], problems):
+    for position, pixels in readable([row["path"] for row in rows], problems) if rows else ():
         cells = by_image[rows[position]["image_id"]]
         size_hw, size_wh = pixels.shape[:2], (pixels.shape[1], pixels.shape[0])
         change = stain.change(stain.measure(pixels), settings.input.cell.stain)
