@@ -172,7 +172,7 @@ def _middles(maps: NDArray[np.float32], inside: NDArray[np.bool_], least: float)
     if not len(rows):
         return np.zeros((0, 2))
     # A peak lies at its middle; one that points far away is in error, and must not reach into other windows.
-    return _united(_votes(maps, rows, columns, NEAR_PX), smooth[rows, columns])
+    return _united(_votes(maps, rows, columns, NEAR_PX), smooth[rows, columns].astype(np.float64))
 
 
 def _owned(maps: NDArray[np.float32], inside: NDArray[np.bool_], middles: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -172,7 +172,8 @@ def _agree(model: bytes, graph: nn.Module, sizes: Sequence[tuple[int, int, int]]
             images = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
             with torch.no_grad():
                 expected = graph(torch.from_numpy(images))
-            for said, wanted in zip(session.run(None, {"images": images}), expected, strict=True):
+            answers: list[Any] = list(session.run(None, {"images": images}))
+            for said, wanted in zip(answers, expected, strict=True):
                 if said.shape != wanted.shape or not np.allclose(said, wanted.numpy(), atol=1e-3, rtol=1e-3):
                     return False
     except Exception:  # ONNX Runtime raises types of its own
