@@ -217,7 +217,7 @@ def test_training_settings_come_from_recipe_command_line_and_defaults(tmp_path: 
     assert (settings.model, settings.optimise.epochs, settings.optimise.batch) == ("yolox-tiny", 9, 4)
     with pytest.raises(SettingError, match='is a recipe for "detect", not for "classify"'):
         training_settings("classify", tmp_path / "r.toml")
-    with pytest.raises(SettingError, match='no training task "segment"; allowed: detect, classify'):
-        training_settings("segment")
+    with pytest.raises(SettingError, match='no training task "paint"; allowed: detect, classify, outline, segment'):
+        training_settings("paint")
     with pytest.raises(SettingError, match=r'"augment.mosaik". Did you mean "mosaic"'):
         training_settings("detect", None, ["augment.mosaik=1"])

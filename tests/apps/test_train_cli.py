@@ -305,7 +305,7 @@ def test_a_classifier_learns_from_cells_and_predicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["train", "paint"], 'no training task "paint"; allowed: detect, classify, segment'),
+        (["train", "paint"], 'no training task "paint"; allowed: detect, classify, outline, segment'),
         (["--set", "optimise.epoch=3"], 'unknown setting "optimise.epoch". Did you mean "epochs"?'),
         (["--set", "optimise.epochs=none"], "optimise.epochs = 'none'"),
         (["--set", "epochs"], "--set takes KEY=VALUE"),

@@ -15,7 +15,7 @@ from cytolens.evaluate.page import Page, Picture, Tile
 from cytolens.evaluate.pictures import ImageFiles, crop, jpeg
 from cytolens.labels import LabelSet
 from cytolens.predict.blasts import BlastSettings
-from cytolens.predict.differential import ALL
+from cytolens.predict.differential import ALL, without_parts
 from cytolens.predict.fields import Prediction
 from cytolens.predict.overlays import colour, overlay
 from cytolens.predict.report_attributes import ABOUT_VOICES, attribute_sections, blast_section, spoken_for_names
@@ -51,7 +51,12 @@ def write_report(
     """
     total = table.filter(pl.col("image_id") == ALL)
     files = ImageFiles(prediction.images)
-    page = Page("Blood smear report", f"{len(prediction.images)} images, looked at with {bundle.name} ({bundle.hash})")
+    labels = prediction.cells.labels
+    of_blood = any(labels.role(name) is not None for name in labels.names)
+    page = Page(
+        "Blood smear report" if of_blood else "Cells found",
+        f"{len(prediction.images)} images, looked at with {bundle.name} ({bundle.hash})",
+    )
     page = page.tiles(list(_tiles(prediction, total)))
     page = page.notes([problem_line(problem) for problem in prediction.failed[:20]], "error")
     page = page.notes(list(_warnings(prediction)), "warning")
@@ -101,10 +106,12 @@ def _tiles(prediction: Prediction, total: pl.DataFrame) -> Iterator[Tile]:
         f"{len(prediction.images):,}",
         f"{len(prediction.failed)} could not be read" if prediction.failed else "",
     )
-    yield Tile("white cells", f"{count.get('leukocytes', 0):,}", "named")
-    for part in ("erythroblasts", "red cells", "platelets"):
+    if (total["part"] == "leukocytes").any():
+        yield Tile("white cells", f"{count.get('leukocytes', 0):,}", "named")
+    for part, called in (("erythroblasts", "erythroblasts"), ("red cells", "red cells"), ("platelets", "platelets"),
+                         ("other", "cells")):  # fmt: skip
         if count.get(part):
-            yield Tile(part, f"{count[part]:,}")
+            yield Tile(called, f"{count[part]:,}")
     yield Tile("referred", f"{count.get('referred', 0):,}", "for a person to look at")
 
 
@@ -199,7 +206,7 @@ def _fields(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
         pixels = files.read(row["image_id"])
         cells = by_image.get(row["image_id"], empty)
         drawn = None if isinstance(pixels, str) else jpeg(overlay(pixels, cells, _THUMB_PX))
-        pictures.append(Picture(drawn, row["image_id"], f"{int(cells.frame['counted'].sum())} cells"))
+        pictures.append(Picture(drawn, row["image_id"], f"{_cells_said(cells)} cells"))
     if pictures:
         page = page.section("Fields", "Every counted cell is framed; red cells without a name, referred cells dashed.")
         page = page.figures(pictures)
@@ -208,6 +215,10 @@ def _fields(page: Page, prediction: Prediction, files: ImageFiles) -> Page:
                 [f"{_FIELDS_SHOWN} of {len(prediction.images)} fields shown; the others are in overlays/."]
             )
     return page
+
+
+def _cells_said(cells: Cells) -> int:
+    return int(without_parts(cells).frame["counted"].sum())
 
 
 def _per_image(page: Page, table: pl.DataFrame, prediction: Prediction) -> Page:
