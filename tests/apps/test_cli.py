@@ -294,7 +294,7 @@ _REFUSED: list[tuple[list[str], str]] = [
     (["export", "{smears}", "--format", "vok", "--out", "o"], '"vok".*voc'),
     (["export", "nowhere", "--format", "voc", "--out", "o"], "nowhere"),
     (["export", "{smears}", "--format", "voc", "--results", "--out", "o"], "results"),
-    (["bundles", "show", "nothing"], 'no bundle "nothing".*Shipped: smear'),
+    (["bundles", "show", "nothing"], 'no bundle "nothing".*Shipped: nuclei, smear'),
     (["bundles", "verify", "smear", "{smears}"], "no bundle"),
     (["bundles", "export", "nothing", "--out", "o"], "no bundle"),
     (["bundles", "pack", "smear", "smear", "smear", "--out", "o"], "a pipeline needs a detector and a classifier"),
