@@ -52,6 +52,7 @@ have scores/nuclei.json || {
 cytolens bundles pack runs/wbc-outline --out shipped/wbc-outline --without-weights \
   --description "The outlines of a white cell and of its nucleus, in the box of the cell." \
   --card "$RECIPES/cards/wbc-outline.md" \
+  --licence "BCCD images and boxes: MIT; masks: MIT" \
   --scores "BCCD, validation part, in the boxes of the shipped detector=scores/white.json"
 cp -r "$SHIPPED/smear-detector" "$SHIPPED/wbc-classifier" shipped/
 cytolens bundles pack shipped/smear-detector shipped/wbc-classifier shipped/wbc-outline --out shipped/smear-outlines \
