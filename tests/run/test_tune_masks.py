@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -279,6 +280,16 @@ def test_the_grid_scores_as_the_cleaning_itself_does(seed: int, parts: str):
         found = cleaned(soft, LABELS, SegmentOutput(cleaning=tried))
         table = overlaps(truth, found, LABELS, HW)[found.counted]
         assert score == pytest.approx(sartorius_score(table, truth.frame["ignore"].to_numpy())[1])
+
+
+def test_outlines_without_a_pixel_above_the_threshold_score_nothing():
+    """Networks that have hardly learnt leave patches that are faint everywhere."""
+    soft = soft_of([(10.0, 10.0, 30.0, 30.0)], ["small"], [0.9])
+    faint = dataclasses.replace(soft, patches=np.full_like(soft.patches, 0.1))
+    drawn = masks.encode(square(10, 10, 20))
+    truth = Cells.of(LABELS, image_id=["x"], boxes=[(10, 10, 30, 30)], label=["small"], source="human:t", mask=[drawn])
+    grid = MaskGrid(mask_threshold=(0.4,), mask_nms_iou=(0.05,), score_min=(0.2, 0.5), area_min_px=(0, 50))
+    assert choice_scores(faint, truth, LABELS, SegmentOutput(), grid, MaskCleaning()).tolist() == [0.0] * 4
 
 
 def test_choices():

@@ -76,7 +76,7 @@ def choice_scores(
             for score, area in product(grid.score_min, grid.area_min_px)
         ]
         table = overlaps(truth, found, labels, soft.size_hw)
-        scores.append(subset_scores(table, ignored, np.array(kept, bool).reshape(-1, len(areas))))
+        scores.append(subset_scores(table, ignored, np.array(kept, bool)))
     return np.concatenate(scores)
 
 
