@@ -24,15 +24,17 @@ from cytolens.images import Images, load_image
 from cytolens.predict.blasts import BlastSettings, blasts
 from cytolens.predict.differential import differential, without_parts
 from cytolens.predict.fields import Prediction
+from cytolens.predict.group_differential import differential_by_group
 from cytolens.predict.sentences import sentences
 from cytolens.problems import ImageError, Problem, SettingError, did_you_mean, written
 
 FORMATS = ("cells", "csv", "coco", "geojson", "label_images", "morphometry", "overlay", "report")
 DEFAULT_FORMATS = ("cells", "csv", "overlay", "report")
 _OVERLAY_PX = 1600
+_BY_GROUP = "differential_by_group.csv"
 _FILES = {
     "cells": (),  # always written
-    "csv": ("cells.csv", "differential.csv"),
+    "csv": ("cells.csv", "differential.csv", _BY_GROUP),
     "coco": ("cells.coco.json",),
     "morphometry": ("morphometry.csv",),
     "report": ("report.html",),
@@ -92,15 +94,16 @@ def write_outputs(
 
     line = getattr(settings, "blasts", None) or BlastSettings()
     table = differential(prediction.cells, prediction.images)
+    by_group = differential_by_group(prediction.cells, prediction.images)
     timed("cells", lambda: _write_tables(prediction, folder))
     if "csv" in formats:
-        timed("csv", lambda: _write_csv(prediction.cells, table, folder))
+        timed("csv", lambda: _write_csv(prediction.cells, table, by_group, folder))
     if "overlay" in formats:
         timed("overlay", lambda: _write_overlays(prediction, folder / "overlays", progress))
     if "report" in formats and bundle is not None:
         from cytolens.predict.report import write_report
 
-        timed("report", lambda: write_report(prediction, bundle, table, folder / "report.html", line))
+        timed("report", lambda: write_report(prediction, bundle, table, folder / "report.html", line, by_group))
     lost: dict[str, list[str]] = {"coco": []}
     if "coco" in formats:
         timed("coco", lambda: lost.update(coco=_write_coco(prediction, folder)))
@@ -177,11 +180,16 @@ def flat(cells: Cells) -> pl.DataFrame:
     )
 
 
-def _write_csv(cells: Cells, table: pl.DataFrame, folder: Path) -> None:
+def _write_csv(cells: Cells, table: pl.DataFrame, by_group: pl.DataFrame, folder: Path) -> None:
     with written(folder / "cells.csv") as part:
         flat(cells.filter(cells.frame["counted"].to_numpy())).write_csv(part)
     with written(folder / "differential.csv") as part:
         table.with_columns(pl.col(pl.Float64).round(3)).write_csv(part)
+    if by_group.is_empty():
+        (folder / _BY_GROUP).unlink(missing_ok=True)  # of an earlier run with groups
+        return
+    with written(folder / _BY_GROUP) as part:
+        by_group.with_columns(pl.col(pl.Float64).round(3)).write_csv(part)
 
 
 def _write_coco(prediction: Prediction, folder: Path) -> list[str]:

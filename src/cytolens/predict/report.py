@@ -17,8 +17,10 @@ from cytolens.labels import LabelSet
 from cytolens.predict.blasts import BlastSettings
 from cytolens.predict.differential import ALL, without_parts
 from cytolens.predict.fields import Prediction
+from cytolens.predict.group_differential import blasts_by_group
 from cytolens.predict.overlays import colour, overlay
 from cytolens.predict.report_attributes import ABOUT_VOICES, attribute_sections, blast_section, spoken_for_names
+from cytolens.predict.report_groups import group_section
 from cytolens.predict.sentences import sentence
 
 _FIELDS_SHOWN = 24
@@ -39,6 +41,7 @@ def write_report(
     table: pl.DataFrame,
     path: Path,
     blasts: BlastSettings | None = None,
+    by_group: pl.DataFrame | None = None,
 ) -> None:
     """Write the page as one self-contained file.
 
@@ -48,6 +51,7 @@ def write_report(
         table: the differential of the prediction.
         path: where the page goes.
         blasts: what counts as one; None: the defaults.
+        by_group: the differential of each group of images; None: is not shown.
     """
     total = table.filter(pl.col("image_id") == ALL)
     files = ImageFiles(prediction.images)
@@ -71,7 +75,10 @@ def write_report(
             [_differential_row(row) for row in leukocytes.iter_rows(named=True)],
         )
         page = page.notes([ABOUT_INTERVALS])
-    page = blast_section(page, prediction.cells, blasts or BlastSettings())
+    blasts = blasts or BlastSettings()
+    page = blast_section(page, prediction.cells, blasts)
+    if by_group is not None:
+        page = group_section(page, by_group, blasts_by_group(prediction.cells, prediction.images, blasts))
     others = total.filter((pl.col("part") != "leukocytes") & (pl.col("count") > 0) & (pl.col("depth") == 0))
     if len(others):
         page = page.section("Other cells").table(

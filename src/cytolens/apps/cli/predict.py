@@ -11,6 +11,7 @@ from cytolens.apps.cli.console import BAD, DONE, Debug, Json, answer, command, n
 from cytolens.problems import SettingError
 
 _ENGINES = ("local", "ray")
+_GROUPS = ("folder",)
 
 
 @command
@@ -48,6 +49,10 @@ def predict(
         str | None,
         typer.Option(help="What counts as a blast, with all kinds. Default: blast, blast equivalent."),
     ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="folder: images of one folder are one patient or slide, with a differential of its own."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Images at a time; 0: one per core.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or openvino.")] = "cpu",
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
@@ -65,6 +70,7 @@ def predict(
     from cytolens.evaluate import read_found
     from cytolens.predict.calling import predict_settings
     from cytolens.predict.fields import image_rows, predict_images
+    from cytolens.predict.group_differential import folders_as_groups
     from cytolens.predict.outputs import DEFAULT_FORMATS, checked_formats, write_outputs
     from cytolens.predict.pipeline import Predictor
 
@@ -72,6 +78,8 @@ def predict(
         raise SettingError(f'no engine "{engine}"; allowed: {", ".join(_ENGINES)}')
     if address is not None and engine != "ray":
         raise SettingError("--address names a Ray cluster; it goes with --engine ray")
+    if group_by not in (None, *_GROUPS):
+        raise SettingError(f'--group-by: no grouping "{group_by}"; allowed: {", ".join(_GROUPS)}')
     formats = checked_formats(names(format) or DEFAULT_FORMATS)
     limit = {} if max_pixels is None else {"max_pixels": max_pixels}
     line = {"percent": blast_percent} | ({} if blasts is None else {"names": names(blasts)})
@@ -79,6 +87,7 @@ def predict(
     predictor = Predictor(Bundle.load(bundle), settings)
     # Overlays of an earlier run are no smears; but whoever names a file there means it.
     rows = image_rows(images, leave_out=out / "overlays", where=where)
+    rows = folders_as_groups(rows) if group_by == "folder" else rows
     given = None if boxes is None else read_found(boxes)[0]
     out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is better known before the work than after
     with progress("looking at images", json_output) as tell:
