@@ -19,7 +19,7 @@ LABELS = LabelSet.of(["lymphocyte", "erythrocyte"], (*attribute_schema("wbcatt")
 GREY = np.full((300, 400, 3), 200, np.uint8)
 
 
-def cells(corners: list[list[float]], sizes: list[str | None], **more: object) -> Cells:
+def cells(corners: list[list[float]], sizes: list[str | None]) -> Cells:
     return Cells.of(
         LABELS,
         image_id=["a.png"] * len(corners),

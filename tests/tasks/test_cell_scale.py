@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def squares(lengths: list[float]) -> np.ndarray:
     return np.stack([left, np.zeros(len(lengths)), left + lengths, lengths], axis=1).reshape(-1, 4)
 
 
-def annotated(red: list[float], white: list[float], **columns: object) -> Cells:
+def annotated(red: list[float], white: list[float], **columns: Any) -> Cells:
     return Cells.of(
         LABELS,
         image_id=["a.png"] * (len(red) + len(white)),
