@@ -47,7 +47,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path) -> Path:
     """A training of one epoch, with a bundle that counts whatever it finds."""
     run = data.parent / "run"
-    answer = say(*trained(data, run, '["wbcatt.cell_size", "wbcatt.nucleus_shape"]'))
+    return of_one_epoch(data, run)
+
+
+def of_one_epoch(data: Path, run: Path, *more: str) -> Path:
+    answer = say(*trained(data, run, '["wbcatt.cell_size", "wbcatt.nucleus_shape"]', *more))
     assert answer.code == 0, answer.err
     bundle = Bundle.load(run)
     assert bundle.self_test().passed
@@ -67,12 +71,26 @@ def test_the_bundle_says_what_it_describes(run: Path) -> None:
 
 
 def test_what_predicts_is_what_was_trained(run: Path, data: Path, tmp_path: Path) -> None:
+    assert "attribute_scale" not in Bundle.load(run).info.architecture
+    predicts_as_trained(run, data, tmp_path, told=0)
+
+
+def test_so_it_is_where_sizes_are_told_in_red_cells(data: Path, tmp_path: Path) -> None:
+    run = of_one_epoch(data, tmp_path / "run", "attribute_scale=red-cell")
+    assert Bundle.load(run).info.architecture["attribute_scale"] == "red-cell"
+    predicts_as_trained(run, data, tmp_path, told=2)
+    answer = say(*trained(data, tmp_path / "other", '["wbcatt"]', "attribute_scale=micron"))
+    assert "attribute_scale" in answer.complaint
+
+
+def predicts_as_trained(run: Path, data: Path, tmp_path: Path, told: int) -> None:
     import torch
 
     from cytolens.models import catalog
     from cytolens.models.checkpoint import load_matching, read_state_dict
     from cytolens.models.regions import as_regions
     from cytolens.predict.describe import read_by
+    from cytolens.tasks.cell_scale import box_scale_features
     from cytolens.tasks.detect import picture
 
     answer = say("predict", data, "--bundle", run, "--out", tmp_path / "found", "--format", "cells,csv", "--json")
@@ -85,7 +103,7 @@ def test_what_predicts_is_what_was_trained(run: Path, data: Path, tmp_path: Path
     assert others.frame[COLUMNS[0]].null_count() == len(others)
 
     bundle = Bundle.load(run)
-    network = catalog.detector("yolox-nano", 3, (2, 6))
+    network = catalog.detector("yolox-nano", 3, (2, 6), told=told)
     assert load_matching(network, read_state_dict(run / "weights.safetensors")) == ([], [])
     network.eval()
     assert network.attributes is not None
@@ -97,7 +115,12 @@ def test_what_predicts_is_what_was_trained(run: Path, data: Path, tmp_path: Path
         with torch.no_grad():
             planes = torch.from_numpy(np.ascontiguousarray(shown[None, ..., ::-1].transpose(0, 3, 1, 2))).float()
             regions = as_regions([torch.from_numpy(view.forward_boxes(found.boxes()).astype(np.float32))])
-            logits = network.attributes(network.look(planes)[1], regions).numpy()
+            scales = None
+            if told:
+                assert row["um_per_px"] is not None
+                scales = torch.from_numpy(box_scale_features(found.boxes(), 7.5 / row["um_per_px"]))
+                assert (scales[:, 1] == 1).all()
+            logits = network.attributes(network.look(planes)[1], regions, scales=scales).numpy()
         for column, table in read_by(bundle, logits).items():
             np.testing.assert_allclose(found.attribute_probabilities(column), table, atol=1e-4)
             compared += len(found)

@@ -111,6 +111,26 @@ def test_the_side_of_a_cell_is_that_of_its_region_unless_another_is_said(network
     assert not torch.allclose(plain, network.attributes(maps, regions, 2 * sides))
 
 
+def test_a_head_that_is_told_sizes_looks_at_nothing_else_for_them(network: Yolox) -> None:
+    pictures, boxes, _ = batch(1)
+    told = catalog.detector("yolox-nano", 2, VALUES, told=2).eval().attributes
+    assert told is not None
+    maps, regions = network.look(pictures)[1], as_regions(boxes)
+    scales = torch.tensor([[0.5, 1], [0, 0]], requires_grad=True)
+    said = told(maps, regions, 50 * torch.ones(2), scales)
+    assert said.shape == (2, sum(VALUES))
+    torch.testing.assert_close(said, told(maps, regions, scales=scales))  # px are no part of it
+    said[:, 0].sum().backward()
+    assert scales.grad is not None
+    expected = told.heads.linear.weight[0, -2:]  # the last layer is linear in what it is told
+    torch.testing.assert_close(scales.grad, expected.expand(2, 2))
+    with pytest.raises(ValueError, match="told 2 numbers"):
+        told(maps, regions)
+    assert network.attributes is not None
+    with pytest.raises(ValueError, match="told 0 numbers"):
+        network.attributes(maps, regions, scales=scales)
+
+
 def gradients(network: Yolox, factor: float, arithmetic: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """The gradients of backbone and head, flat, after one backward pass as a trainer makes it."""
     pictures, boxes, values = batch(3)

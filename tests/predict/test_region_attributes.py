@@ -137,6 +137,70 @@ def test_tiles_keep_what_was_said_in_them(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert said[275] is None
 
 
+class SizeReader(Reader):
+    """The session of a head that is told sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: list[NDArray[np.float32]] = []
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Logits of the one attribute."""
+        assert len(feeds["scales"]) == len(feeds["regions"])
+        self.scales.append(feeds["scales"])
+        return super().run(outputs, {name: table for name, table in feeds.items() if name != "scales"})
+
+    def said(self) -> list[float]:
+        """What was told of all cells so far, by size."""
+        assert all((one[:, 1] == 1).all() for one in self.scales)
+        return sorted(np.concatenate(self.scales)[:, 0].tolist())
+
+
+RED = [("erythrocyte", 40.0 + 60 * i, 250.0 + 4 * (i % 2), 12.0 + i) for i in range(5)]
+WHITE = [("leukocyte", 100.0, 100.0, 28.0), ("leukocyte", 300.0, 90.0, 14.0)]
+
+
+def told_sizes(folder: Path, **output: Any) -> Bundle:
+    bundle = describing(folder, **output)
+    architecture = {**bundle.info.architecture, "attribute_scale": "red-cell"}
+    return Bundle(folder, bundle.info.model_copy(update={"architecture": architecture}), bundle.hash, {})
+
+
+def larger(discs: Sequence[Any], zoom: float) -> list[Any]:
+    return [(name, zoom * x, zoom * y, zoom * radius) for name, x, y, radius in discs]
+
+
+@pytest.mark.parametrize("zoom", [1, 2, 3])
+def test_sizes_are_told_in_red_cells_at_any_magnification(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, zoom: int
+) -> None:
+    reader = SizeReader()
+    connect(monkeypatch, eyes=MapEyes(), reader=reader)
+    field = painted((416 * zoom, 320 * zoom), larger(RED + WHITE, zoom))
+    Predictor(told_sizes(tmp_path)).field(field)
+    assert reader.said() == pytest.approx([0, 1], abs=0.1)  # the median red cell has a radius of 14
+    if zoom == 1:  # as wide as 7.5 µm, half as wide
+        reader.scales.clear()
+        Predictor(told_sizes(tmp_path)).field(field, um_per_px=7.5 / 56)
+        assert reader.said() == pytest.approx([-1, 0], abs=0.1)
+
+
+def test_a_field_without_red_cells_tells_no_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader = SizeReader()
+    connect(monkeypatch, eyes=MapEyes(), reader=reader)
+    cells = Predictor(told_sizes(tmp_path)).field(painted((416, 320), [*RED[:4], *WHITE]))
+    assert not np.concatenate(reader.scales).any()
+    assert set(sides(cells).values()) == {"left", "right", None}
+
+
+def test_all_tiles_take_the_red_cells_of_the_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader = SizeReader()
+    connect(monkeypatch, eyes=MapEyes(), reader=reader)
+    Predictor(told_sizes(tmp_path), PredictSettings(tile_px=240)).field(painted((416, 320), RED + WHITE))
+    assert len(reader.scales) > 1
+    assert {round(one) for one in reader.said()} == {0, 1}
+
+
 def test_a_pipeline_names_with_one_member_and_describes_with_the_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

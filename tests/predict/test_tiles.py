@@ -16,13 +16,13 @@ from cytolens.predict.tiles import (
     Window,
     joined,
     kept,
-    red_cell_size,
     sampled,
     tile_from_ruler,
     touches_inner_border,
     windows,
 )
 from cytolens.prepare.synthetic import SyntheticSettings
+from cytolens.tasks.cell_scale import red_cell_size
 from cytolens.tasks.detect import DetectOutput, Findings
 from tests import reference
 from tests.predict.doubles import rendered

@@ -37,6 +37,7 @@ def field(seed: int, size: tuple[int, int] = (120, 160), cells: int = 4) -> Fiel
         np.zeros(3, bool),
         np.arange(cells, dtype=np.int8)[:, None],
         np.sqrt(box.areas(np.array(boxes, np.float32).reshape(-1, 4))),
+        np.zeros(cells, np.float32),
     )
 
 

@@ -172,6 +172,31 @@ def test_a_detector_describes_as_before(describing: tuple[Yolox, Path], count: i
     assert boxes.shape[:2] == scores.shape[:2]
 
 
+def test_what_a_head_is_told_of_sizes_is_an_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = shaken(catalog.detector("yolox-nano", 1, (3, 2), told=2), 1)
+    assert isinstance(network, Yolox)
+    export_regions(network, tmp_path / "attributes.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "attributes.onnx", providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == ["map_4", "map_8", "regions", "scales"]
+    network.eval()
+    assert network.attributes is not None
+    answers = []
+    for scales in ([[0.7, 1], [0, 0], [-1.5, 1]], [[1.7, 1], [0, 0], [-1.5, 1]]):
+        random = np.random.default_rng(3)
+        maps = [random.normal(size=(1, c, s, s + 3)).astype(np.float32) for c, s in ((32, 20), (64, 10))]
+        regions = np.array([[0, 4, 4, 30, 30], [0, 9, 2, 40, 60], [0, 0, 0, 70, 70]], np.float32)
+        told = np.array(scales, np.float32)
+        feeds = {"map_4": maps[0], "map_8": maps[1], "regions": regions, "scales": told}
+        answers.append(np.asarray(session.run(["attributes"], feeds)[0]))
+        with torch.no_grad():
+            given = [torch.from_numpy(one) for one in (*maps, regions, told)]
+            expected = network.attributes(given[:2], given[2], scales=given[3]).numpy()
+        assert np.abs(answers[-1] - expected).max() < 1e-4
+    changed = np.abs(answers[0] - answers[1]).max(axis=1) > 1e-3
+    assert changed.tolist() == [True, False, False]
+
+
 def test_a_detector_without_attributes_has_none_to_export(detector: tuple[Yolox, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no attributes"):
         export_regions(detector[0], tmp_path / "attributes.onnx")

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -41,9 +42,9 @@ def shaded(seed: int) -> FieldSample:
         values.append([value])
     corners = np.array(boxes, np.float32)
     plain = np.zeros(3, bool)
-    return FieldSample(
-        pixels, corners, np.zeros(3, np.int64), plain, plain[:1], np.array(values, np.int8), np.sqrt(box.areas(corners))
-    )
+    indices, sides = np.array(values, np.int8), np.sqrt(box.areas(corners))
+    rulers = np.full(3, 10 + seed, np.float32)  # each field has its own
+    return FieldSample(pixels, corners, np.zeros(3, np.int64), plain, plain[:1], indices, sides, rulers)
 
 
 @given(seed=st.integers(0, 10_000), mosaic=st.sampled_from([0.0, 1.0]))
@@ -55,6 +56,8 @@ def test_values_travel_with_their_cells(seed: int, mosaic: float) -> None:
         seen = sample.pixels[min(int(y), 127), min(int(x), 127), 0]
         assert abs(int(seen) - 20 * int(value)) <= 8
         assert side == np.float32(27)  # scaling a field makes no cell larger
+    for (value,), ruler in zip(sample.values, sample.rulers_px, strict=True):
+        assert value in shaded(int(ruler) - 10).values  # each cell keeps the red cells of its own field
 
 
 def test_mixed_fields_keep_the_values_of_both() -> None:
@@ -186,6 +189,25 @@ def test_a_second_phase_begins_with_the_head_of_the_first_bit_by_bit(data: Datas
     for name, value in second.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(other.state_dict()[name], before[name]) for name in heads)  # as fresh ones would be
+
+
+def test_training_tells_the_head_sizes_in_red_cells(data: Dataset) -> None:
+    images = data.images.with_columns(um_per_px=pl.Series([0.5, 0.25, None, None], dtype=pl.Float32))
+    known = Dataset(images, data.cells, "made")
+    plan = planned(known, settings(attribute_scale="red-cell", augment={"mosaic": 0.0}))
+    module = plan.module
+    assert module.head.told == 2
+    _, truths = collate([plan.samples[(0, index)] for index in range(4)])
+    sides = [torch.cat([t.sides_px for t in truths[at : at + 1]]) for at in range(4)]
+    for truth, side, ruler in zip(truths, sides, (15.0, 30.0, None, None), strict=True):
+        shown = 96 / 128
+        wanted = torch.zeros(len(side)) if ruler is None else torch.log2(side / (ruler * shown))
+        torch.testing.assert_close(truth.scales[:, 0], wanted)
+        assert set(truth.scales[:, 1].tolist()) <= {float(ruler is not None)}
+    images, truths = collate([plan.samples[(0, index)] for index in range(3)])
+    module.said(images.float(), truths)[1]["loss_attributes"].backward()
+    assert module.head.heads.linear.weight.grad[:, -2:].abs().sum() > 0
+    assert planned(known, settings()).module.head.told == 0
 
 
 def test_the_loss_of_the_originals_is_there_too(data: Dataset) -> None:

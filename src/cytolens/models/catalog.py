@@ -24,8 +24,10 @@ REGION_NETWORKS: dict[Family, type[RegionNetwork]] = {
 }
 
 
-def detector(name: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small") -> Yolox:
-    """A detector with freshly drawn weights; `attributes` and `region_head` as in `Yolox`.
+def detector(
+    name: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small", told: int = 0
+) -> Yolox:
+    """A detector with freshly drawn weights; `attributes`, `region_head` and `told` as in `Yolox`.
 
     Raises:
         SettingError: there is no detector of that name.
@@ -33,7 +35,7 @@ def detector(name: str, classes: int, attributes: Sequence[int] = (), region_hea
     if name not in DETECTORS:
         hint = did_you_mean(name, DETECTORS)
         raise SettingError(f'no detector "{name}". {hint + " " if hint else ""}Allowed: {listing(DETECTORS)}')
-    return DETECTORS[name](classes=classes, attributes=attributes, region_head=region_head)
+    return DETECTORS[name](classes=classes, attributes=attributes, region_head=region_head, told=told)
 
 
 def classifier(

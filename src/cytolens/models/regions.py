@@ -3,7 +3,8 @@
 The head takes maps of several strides and regions, which are boxes in px of the network's input with the number of
 their image, float throughout. RoIAlign, half-pixel aligned and with two samples per bin and axis, brings each region
 to the same bins on every map; convolutions and linear layers make features of them. Bins hide how large a cell is,
-so the side of the region goes to the last layer, beside the features.
+so the side of the region goes to the last layer, beside the features: in px, or in red cells of the same field, which
+is the same at any magnification. A head of the second kind is told that side, since regions do not show it.
 
 Source: He et al., "Mask R-CNN", ICCV 2017 (RoIAlign); the size "attridet" has the shape of the head that
 LeukemiaAttri's authors describe (MICCAI 2024).
@@ -49,9 +50,12 @@ class RegionHead(nn.Module):
         channels: of each map.
         strides: of each map, in px of the network's input.
         values: number of values of each attribute, in order.
+        told: how many numbers the last layer is told of each cell; 0: it takes the side of the region.
     """
 
-    def __init__(self, size: str, channels: Sequence[int], strides: Sequence[int], values: Sequence[int]) -> None:
+    def __init__(
+        self, size: str, channels: Sequence[int], strides: Sequence[int], values: Sequence[int], told: int = 0
+    ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f'unknown head of attributes "{size}"; allowed: {", ".join(SIZES)}')
@@ -68,7 +72,8 @@ class RegionHead(nn.Module):
             layers += [nn.Linear(width, outputs), nn.LeakyReLU(0.1), nn.Dropout(shape.dropout)]
             width = outputs
         self.features = nn.Sequential(*layers)
-        self.heads = AttributeHeads(width + 1, values)
+        self.told = told
+        self.heads = AttributeHeads(width + (told or 1), values)
 
     def pooled(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
         """What the maps (B, C, H / stride, W / stride) hold at regions (N, 5), shape (N, ΣC, rows, columns)."""
@@ -79,7 +84,13 @@ class RegionHead(nn.Module):
         ]
         return torch.cat(parts, dim=1)
 
-    def forward(self, maps: Sequence[Tensor], regions: Tensor, sides_px: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        regions: Tensor,
+        sides_px: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> Tensor:
         """The logits (N, ΣV) of the attributes of the cells at some regions.
 
         Args:
@@ -87,12 +98,19 @@ class RegionHead(nn.Module):
             regions: number of the image, x_min, y_min, x_max, y_max in px of the input, shape (N, 5).
             sides_px: the root of each cell's area in px of the input as prediction shows the field, shape (N,);
                 None: that of the region. Training varies the scale of fields, which says nothing of a cell's size.
+            scales: what the last layer is told of each cell in place of the side, shape (N, told).
+
+        Raises:
+            ValueError: the head is told something of cells, and nothing was given; or the reverse.
         """
-        if sides_px is None:
-            sides_px = (regions[:, 3:5] - regions[:, 1:3]).prod(dim=1).clamp(min=1).sqrt()
+        if (scales is None) == bool(self.told):
+            raise ValueError(f"the head is told {self.told} numbers of each cell; given: {scales is not None}")
         features = self.features(self.pooled(maps, regions))
-        side = torch.log2(sides_px.float().clamp(min=1) / _SIDE_PX)
-        return self.heads(torch.cat((features, side[:, None].to(features.dtype)), dim=1))
+        if scales is None:
+            if sides_px is None:
+                sides_px = (regions[:, 3:5] - regions[:, 1:3]).prod(dim=1).clamp(min=1).sqrt()
+            scales = torch.log2(sides_px.float().clamp(min=1) / _SIDE_PX)[:, None]
+        return self.heads(torch.cat((features, scales.to(features.dtype)), dim=1))
 
 
 class _ScaledGradient(torch.autograd.Function):

@@ -227,16 +227,27 @@ class Yolox(nn.Module):
         classes: number of classes C.
         attributes: number of values of each attribute; none: cells are not described.
         region_head: size of the head that reads attributes, as in `regions.SIZES`.
+        told: how many numbers that head is told of each cell, as of `RegionHead`.
     """
 
-    def __init__(self, *, size: str, classes: int, attributes: Sequence[int] = (), region_head: str = "small") -> None:
+    def __init__(
+        self,
+        *,
+        size: str,
+        classes: int,
+        attributes: Sequence[int] = (),
+        region_head: str = "small",
+        told: int = 0,
+    ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f'unknown YOLOX size "{size}"; allowed: {", ".join(SIZES)}')
         self.backbone = PathNeck(SIZES[size])
         self.head = DecoupledHead(SIZES[size], classes)
         c = int(64 * SIZES[size].width)
-        self.attributes = RegionHead(region_head, (2 * c, 4 * c), EARLY_STRIDES, attributes) if attributes else None
+        self.attributes = (
+            RegionHead(region_head, (2 * c, 4 * c), EARLY_STRIDES, attributes, told) if attributes else None
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → raw output (B, L, 5 + C)."""

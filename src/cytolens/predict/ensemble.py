@@ -22,6 +22,7 @@ from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError, listing
 from cytolens.tasks import classify, detect
 from cytolens.tasks.attributes import describable, widths
+from cytolens.tasks.cell_scale import box_scale_features, red_cell_size, red_index
 from cytolens.tasks.detect import DetectOutput, Findings, Fusion
 from cytolens.views import View
 
@@ -51,6 +52,7 @@ class Finders:
         if strange := [one.name for one in self.bundles if set(one.labels.names) != set(first.labels.names)]:
             raise BundleError(f"detectors of one ensemble find the same labels; {listing(strange)} finds others")
         self.names = first.labels.names
+        self._red = red_index(first.labels)
         self._order = [np.array([self.names.index(n) for n in one.labels.names]) for one in self.bundles]
         self._detectors = [detector_of(one, device) for one in self.bundles]
         self._weights = _weights(bundle, self.bundles)
@@ -59,8 +61,19 @@ class Finders:
         self.output = bundle.info.detect_output or first.info.detect_output or DetectOutput()
         self.side_px = (first.info.detect_input or detect.DetectInput()).side_px
 
-    def look(self, pixels: NDArray[np.uint8], field: FieldStain) -> Findings:
-        """What they find in one picture, uint8 RGB (H, W, 3), and what those that describe say of what counts."""
+    @property
+    def scaled(self) -> bool:
+        """Whether any of them is told the size of cells in red cells of the field."""
+        return any(detector.scaled for detector in self._detectors)
+
+    def look(self, pixels: NDArray[np.uint8], field: FieldStain, red_cell_px: float | None = None) -> Findings:
+        """What they find in one picture, and what those that describe say of what counts.
+
+        Args:
+            pixels: uint8 RGB, shape (H, W, 3).
+            field: its stain.
+            red_cell_px: diameter of a red cell in it, where it is known; None: the median of those that are found.
+        """
         size_wh = (pixels.shape[1], pixels.shape[0])
         lists: list[Findings] = []
         weights: list[float] = []
@@ -79,15 +92,16 @@ class Finders:
                 if maps:
                     seen.append(_Seen(one, detector, view.then(fitted), maps, weight / len(views)))
         found = lists[0] if len(lists) == 1 else self._fused(lists, weights)
-        return self._described(found, seen) if seen else found
+        return self._described(found, seen, red_cell_px) if seen else found
 
-    def _described(self, found: Findings, seen: Sequence[_Seen]) -> Findings:
+    def _described(self, found: Findings, seen: Sequence[_Seen], red_cell_px: float | None) -> Findings:
         """The findings with attributes: of those that count, the weighted mean over the members' views.
 
         What does not count, or is of a kind that a member never saw described, gets none from it.
         """
         names = [self.names[i] for i in found.classes]
         counted = found.scores >= np.array([self.output.threshold(name) for name in names], np.float32)
+        ruler = red_cell_px or red_cell_size(found, self._red)
         told: dict[str, NDArray[np.float32]] = {}
         total: dict[str, NDArray[np.float32]] = {}
         for one, detector, view, maps, weight in seen:
@@ -99,7 +113,9 @@ class Finders:
             rows = np.flatnonzero(counted & describable(names, labels, output))
             if not len(rows):
                 continue
-            for column, part in read_by(one, detector.describe(maps, view.forward_boxes(found.boxes[rows]))).items():
+            scales = box_scale_features(found.boxes[rows], ruler) if detector.scaled else None
+            said = detector.describe(maps, view.forward_boxes(found.boxes[rows]), scales)
+            for column, part in read_by(one, said).items():
                 told[column][rows] += weight * part
                 total[column][rows] += weight
         means = {
@@ -143,7 +159,8 @@ def detector_of(bundle: Bundle, device: str = "cpu") -> Detector:
         SettingError: the device is not here.
     """
     describes = bundle.info.attribute_output is not None
-    return Detector(session(bundle, device), session(bundle, device, file=ATTRIBUTES_FILE) if describes else None)
+    head = session(bundle, device, file=ATTRIBUTES_FILE) if describes else None
+    return Detector(session(bundle, device), head, bundle.info.architecture.get("attribute_scale") == "red-cell")
 
 
 def namers_of(bundle: Bundle) -> list[Bundle]:

@@ -287,7 +287,7 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
     blocks = windows(size_wh, _BLOCK_PX)
     notes = [f"read in {len(blocks)} regions", *said, *pages]
     red_cell_px = None
-    if um_per_px is None and predictor.settings.tile_px is None:
+    if um_per_px is None and (predictor.settings.tile_px is None or predictor.scaled):
         # One scale for all blocks, from the one nearest to the middle that shows enough red cells.
         red_cell_px = next(
             (
@@ -297,7 +297,7 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
             ),
             None,
         )
-        if red_cell_px is None:
+        if red_cell_px is None and predictor.settings.tile_px is None:
             notes.append("no red cells were seen that tell its scale; --tile-px sets the size of the tiles")
     parts = [(block, predictor.field(_pixels_of(regions, block), um_per_px, red_cell_px)) for block in blocks]
     inner = frozenset(name for name in predictor.labels.names if predictor.labels.role(name) == "part")

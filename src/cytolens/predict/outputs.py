@@ -21,6 +21,7 @@ from cytolens.cells import BOX_COLUMNS, Cells
 from cytolens.dataset import Dataset
 from cytolens.formats.regions import open_regions
 from cytolens.images import Images, load_image
+from cytolens.labels import AttributeSchema
 from cytolens.predict.blasts import BlastSettings, blasts
 from cytolens.predict.differential import differential, without_parts
 from cytolens.predict.fields import Prediction
@@ -65,6 +66,7 @@ def write_outputs(
     settings: BaseModel,
     progress: Progress | None = None,
     more: Mapping[str, Any] | None = None,
+    overlay_attributes: Sequence[AttributeSchema] = (),
 ) -> dict[str, Any]:
     """Write the outputs and return the summary, which also stands in ``run.json`` (written last).
 
@@ -76,6 +78,7 @@ def write_outputs(
         settings: that the prediction was made with.
         progress: is told the overlays done and in all.
         more: what else the summary says.
+        overlay_attributes: whose values stand beside the cells in overlays, as of `overlay_notes.noted_attributes`.
 
     Raises:
         SettingError: a report is asked for, and there is no bundle to report on.
@@ -99,7 +102,7 @@ def write_outputs(
     if "csv" in formats:
         timed("csv", lambda: _write_csv(prediction.cells, table, by_group, folder))
     if "overlay" in formats:
-        timed("overlay", lambda: _write_overlays(prediction, folder / "overlays", progress))
+        timed("overlay", lambda: _write_overlays(prediction, folder / "overlays", progress, overlay_attributes))
     if "report" in formats and bundle is not None:
         from cytolens.predict.report import write_report
 
@@ -249,14 +252,16 @@ def _told(problems: Iterable[Problem]) -> list[str]:
     return [f"{problem.where}: {problem.what}" for problem in problems]
 
 
-def _write_overlays(prediction: Prediction, folder: Path, progress: Progress | None) -> None:
+def _write_overlays(
+    prediction: Prediction, folder: Path, progress: Progress | None, attributes: Sequence[AttributeSchema]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = prediction.images.rows()
     by_image = dict(prediction.cells.by_image())
     empty = Cells.empty(prediction.cells.labels)
 
     def draw(row: dict[str, Any]) -> None:
-        _write_overlay(row, by_image.get(row["image_id"], empty), folder)
+        _write_overlay(row, by_image.get(row["image_id"], empty), folder, attributes)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for done, _ in enumerate(pool.map(draw, rows), start=1):
@@ -264,7 +269,7 @@ def _write_overlays(prediction: Prediction, folder: Path, progress: Progress | N
                 progress(done, len(rows))
 
 
-def _write_overlay(row: dict[str, Any], cells: Cells, folder: Path) -> None:
+def _write_overlay(row: dict[str, Any], cells: Cells, folder: Path, attributes: Sequence[AttributeSchema]) -> None:
     from PIL import Image
 
     from cytolens.predict.overlays import overlay
@@ -279,7 +284,7 @@ def _write_overlay(row: dict[str, Any], cells: Cells, folder: Path) -> None:
     except ImageError:
         return  # read a moment ago; whoever took it away knows
     with written(file_of_image(folder, row["image_id"], ".png")) as part:
-        Image.fromarray(overlay(pixels, cells, _OVERLAY_PX, frame_wh)).save(part, compress_level=1)
+        Image.fromarray(overlay(pixels, cells, _OVERLAY_PX, frame_wh, attributes)).save(part, compress_level=1)
 
 
 def file_of_image(folder: Path, image_id: str, suffix: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from cytolens import masks
 from cytolens.cells import Cells
 from cytolens.formats.geojson_writing import own_colour
-from cytolens.labels import LabelSet
+from cytolens.labels import AttributeSchema, LabelSet
+from cytolens.predict.overlay_notes import notes, write_note
 
 Pixels = NDArray[np.uint8]
 
@@ -54,7 +56,11 @@ def colour(labels: LabelSet, name: str | None) -> tuple[int, int, int]:
 
 
 def overlay(
-    pixels: Pixels, cells: Cells, longest_px: int | None = None, frame_wh: tuple[int, int] | None = None
+    pixels: Pixels,
+    cells: Cells,
+    longest_px: int | None = None,
+    frame_wh: tuple[int, int] | None = None,
+    attributes: Sequence[AttributeSchema] = (),
 ) -> Pixels:
     """The image (H, W, 3) with the counted cells drawn in; large images are shrunk to `longest_px`.
 
@@ -66,6 +72,7 @@ def overlay(
         cells: its cells.
         longest_px: side that the result must not exceed.
         frame_wh: the size of the image that boxes and masks are in; None: that of `pixels`.
+        attributes: whose values are written below the names of the cells that have any.
     """
     import cv2
     from PIL import Image
@@ -87,20 +94,26 @@ def overlay(
     names, refer = shown.label_names(), shown.frame["refer"].to_list()
     key = _crowded([name or "cell" for name, own in zip(names, drawn, strict=True) if own], height, image.size)
     thin = _thin(boxes[drawn], line)
+    lines = notes(shown, attributes)
+    shades = [REFER if asked else colour(cells.labels, name) for name, asked in zip(names, refer, strict=True)]
+    titles = [f"{name or 'cell'}{' ?' if asked else ''}" for name, asked in zip(names, refer, strict=True)]
     for i in sorted(range(len(shown)), key=lambda i: names[i] not in _QUIET):
-        name = names[i]
-        shade = REFER if refer[i] else colour(cells.labels, name)
+        name, shade = names[i], shades[i]
         if drawn[i]:
             _contours(draw, outlines[i], shade, 1 if name in _QUIET else thin, dashed=refer[i])
         else:
             _frame(draw, boxes[i], shade, 1 if name in _QUIET else line, dashed=refer[i])
         part = name is not None and cells.labels.role(name) == "part"  # its cell is named beside it
-        if name not in _QUIET and not part and not (key and drawn[i]):
-            _caption(draw, boxes[i], f"{name or 'cell'}{' ?' if refer[i] else ''}", shade, image.size, height)
+        if name not in _QUIET and not part and not (key and drawn[i]) and not lines[i]:
+            _caption(draw, boxes[i], titles[i], shade, image.size, height)
+    taken = boxes[[name not in _QUIET for name in names]]
+    for i in [i for i in range(len(shown)) if lines[i]]:  # over all frames, so that none runs through a word
+        filled = write_note(draw, boxes[i], titles[i], lines[i], shades[i], image.size, height, taken)
+        taken = np.concatenate([taken, filled[None]])
     if key:
         counts = Counter(name for name, own in zip(names, drawn, strict=True) if own)
-        lines = [(f"{name or 'cell'} {count}", colour(cells.labels, name)) for name, count in counts.most_common()]
-        _key(draw, lines, image.size, height)
+        told = [(f"{name or 'cell'} {count}", colour(cells.labels, name)) for name, count in counts.most_common()]
+        _key(draw, told, image.size, height)
     return np.asarray(image)
 
 

@@ -18,13 +18,14 @@ from cytolens.predict.familiarity import FILE, Familiarity, field_measures, outs
 from cytolens.predict.field_cells import FieldCells, of_outlines, with_outlines
 from cytolens.predict.outliners import outliner_of
 from cytolens.predict.outlining import CellOutliner, Read, shows
-from cytolens.predict.tiles import RED_CELL_UM, joined, red_cell_size, sampled, tile_from_ruler, windows
+from cytolens.predict.tiles import joined, sampled, tile_from_ruler, windows
 from cytolens.predict.tta import Tta
 from cytolens.prepare import crops, stain
 from cytolens.prepare.stain import FieldStain
 from cytolens.problems import BundleError
 from cytolens.tasks import classify
 from cytolens.tasks.attributes import describable
+from cytolens.tasks.cell_scale import RED_CELL_UM, red_cell_size, red_index
 from cytolens.tasks.detect import Findings
 
 
@@ -75,8 +76,7 @@ class Predictor:
         if detecting is not None and self._finders is not None:
             names = detecting.labels.names
             self._found_names = [self.labels.require(name) for name in names]
-            roles = [detecting.labels.role(name) for name in names]
-            self._red = roles.index("erythrocyte") if "erythrocyte" in roles else None
+            self._red = red_index(detecting.labels)
             self._to_be_named = set(bundle.info.name_these) if naming is not None else set()
             self._told_apart = self._leaves_told_apart()
             self._thresholds = np.array([self._finders.output.threshold(name) for name in names], np.float32)
@@ -175,14 +175,16 @@ class Predictor:
         size_wh = (pixels.shape[1], pixels.shape[0])
         tile_px = self.settings.tile_px or self._tile_px(pixels, field, red_cell_px)
         if tile_px is None:
-            return self._look(pixels, field)
-        parts = [(window, self._look(window.of(pixels), field)) for window in windows(size_wh, tile_px)]
+            return self._look(pixels, field, red_cell_px)
+        if self._finders.scaled and not red_cell_px:
+            red_cell_px = self._red_cell_px(pixels, field)  # of the field: one of its tiles may show too few
+        parts = [(window, self._look(window.of(pixels), field, red_cell_px)) for window in windows(size_wh, tile_px)]
         return joined(parts, size_wh, self._finders.output)
 
-    def _look(self, pixels: NDArray[np.uint8], field: FieldStain) -> Findings:
+    def _look(self, pixels: NDArray[np.uint8], field: FieldStain, red_cell_px: float | None = None) -> Findings:
         """The detectors' findings in one picture."""
         assert self._finders is not None
-        return self._finders.look(pixels, field)
+        return self._finders.look(pixels, field, red_cell_px)
 
     def _tile_px(self, pixels: NDArray[np.uint8], field: FieldStain, red_cell_px: float | None) -> int | None:
         """The side of the tiles in which a red cell has the size that the detector knows; None: look at it whole."""
@@ -273,6 +275,11 @@ class Predictor:
         if self._finders is not None and told_apart:
             weights = weights * np.where(self._told_apart, output.elsewhere, 1.0)
         return weights
+
+    @property
+    def scaled(self) -> bool:
+        """Whether cells are described by their size in red cells of the field."""
+        return self._finders is not None and self._finders.scaled
 
     @property
     def names_cells(self) -> bool:

@@ -57,10 +57,12 @@ class Detector:
     Attributes:
         session: of its network.
         head: the session of what reads attributes from its maps, where it describes cells.
+        scaled: whether that is told the size of cells in red cells of the field.
     """
 
     session: Any
     head: Any = None
+    scaled: bool = False
 
     def __call__(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Pictures (B, H, W, 3) → boxes (B, L, 4) in px of the picture, scores (B, L, C)."""
@@ -74,13 +76,25 @@ class Detector:
         boxes, scores, *maps = self.session.run(outputs, {"images": pictures})
         return boxes, scores, maps
 
-    def describe(self, maps: list[NDArray[np.float32]], boxes: NDArray[np.floating]) -> NDArray[np.float32]:
-        """The logits (N, ΣV) of the attributes at boxes (N, 4) in px of the first picture that the maps are of."""
+    def describe(
+        self,
+        maps: list[NDArray[np.float32]],
+        boxes: NDArray[np.floating],
+        scales: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """The logits (N, ΣV) of the attributes at boxes (N, 4) in px of the first picture that the maps are of.
+
+        Args:
+            maps: as of `look`.
+            boxes: of the cells.
+            scales: how large these are, as of `cell_scale.scale_features`, where `scaled` says so.
+        """
         regions = np.concatenate([np.zeros((len(boxes), 1)), boxes], axis=1).astype(np.float32)
+        each = {"regions": regions} if scales is None or not self.scaled else {"regions": regions, "scales": scales}
         given = dict(zip(EARLY_MAPS, maps, strict=True))
         # A region takes up to some megabytes inside the network, so that many cells are looked at in turns.
         parts = [
-            self.head.run(["attributes"], {**given, "regions": regions[start : start + _REGIONS]})[0]
+            self.head.run(["attributes"], {**given, **{n: t[start : start + _REGIONS] for n, t in each.items()}})[0]
             for start in range(0, max(len(regions), 1), _REGIONS)
         ]
         return np.concatenate(parts)

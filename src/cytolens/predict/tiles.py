@@ -17,7 +17,6 @@ from cytolens import boxes as box
 from cytolens.tasks.detect import DetectOutput, Findings
 
 OVERLAP = 0.25  # of a tile's side; more than the largest cell in it
-RED_CELL_UM = 7.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +123,3 @@ def _covered(pieces: NDArray[np.float32], others: NDArray[np.float32], share: fl
 def tile_from_ruler(red_cell_px: float, side_px: int, wanted_px: float) -> int:
     """Side of a tile in which a red cell of `red_cell_px` becomes `wanted_px` of the network's input."""
     return max(side_px // 4, round(side_px * red_cell_px / wanted_px))
-
-
-def red_cell_size(found: Findings, red: int | None, confident: float = 0.4, least: int = 5) -> float | None:
-    """Median diameter in px of the confident red cells, or None where there are too few to tell."""
-    if red is None:
-        return None
-    sure = (found.classes == red) & (found.scores >= confident)
-    if int(sure.sum()) < least:
-        return None
-    return float(np.median(np.sqrt(box.areas(found.boxes[sure]))))

@@ -16,8 +16,11 @@ from cytolens.cells import Cells
 from cytolens.dataset import Dataset
 from cytolens.models.checkpoint import read_state_dict
 from cytolens.predict.calibrate import field_ranges
+from cytolens.predict.concepts import FILE as CONCEPTS
+from cytolens.predict.concepts import Concepts
 from cytolens.predict.exam import make_exam
 from cytolens.predict.familiarity import field_measures
+from cytolens.predict.session import ATTRIBUTES_FILE
 from cytolens.prepare import stain
 from cytolens.problems import BundleError, DatasetError, Problems, SettingError, written
 from cytolens.run.training import TASKS, TrainingResult
@@ -25,10 +28,11 @@ from cytolens.settings import checked
 from cytolens.train.adapt_settings import AdaptSettings
 from cytolens.train.adaptation import adapted, network_of, unnamed
 from cytolens.train.batches import readable
-from cytolens.train.export import export_classifier, export_detector
+from cytolens.train.export import export_classifier, export_detector, export_regions
 
 # What was worked out with the training's own data and would not hold for other weights.
 _DOES_NOT_HOLD = "familiarity.npz"
+_WRITTEN = ("model.onnx", ATTRIBUTES_FILE, "weights.safetensors")
 
 
 def adapt(
@@ -43,7 +47,8 @@ def adapt(
 
     Names, attributes and a detector's boxes in the dataset are thrown away before anything is looked at. Thresholds
     and temperatures stay those of the source: without a truth there is nothing to choose them by. What tells
-    strangers among cells (familiarity) and the scores are left out, since they are of other weights.
+    strangers among cells (familiarity) and the scores are left out, since they are of other weights. Where names are
+    read from attributes, the layer that reads them (concepts) is the adapted network's.
 
     Args:
         bundle: with weights for further training.
@@ -83,7 +88,9 @@ def adapt(
     run.mkdir(parents=True, exist_ok=True)
     _save(changed, settings, run)
     info = _info(bundle, dataset, target, how, seen)
-    kept = {"model.onnx": run / "model.onnx", "weights.safetensors": run / "weights.safetensors"}
+    kept: dict[str, Path | bytes] = {name: run / name for name in _WRITTEN if (run / name).exists()}
+    if (layer := _concepts_after(bundle, changed)) is not None:
+        kept[CONCEPTS] = layer
     if bundle.file(_DOES_NOT_HOLD) is not None:
         notify("the new bundle cannot tell strangers among cells: that was learnt with the training's own cells")
     made = make_exam(write_bundle(run / "bundle", info, kept))
@@ -112,6 +119,22 @@ def _save(network: Any, settings: Any, run: Path) -> None:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, part)
     export = export_detector if settings.task == "detect" else export_classifier
     export(network, run / "model.onnx", settings.input.side_px)
+    if settings.task == "detect" and settings.attributes:
+        export_regions(network, run / ATTRIBUTES_FILE)
+
+
+def _concepts_after(bundle: Bundle, network: Any) -> bytes | None:
+    """The layer that the adapted network reads names by, as a file; None: the bundle has none.
+
+    Its weights are the network's own, which a teacher changes. The average cell stays that of the training: what its
+    attributes say is told against the same cell before and after.
+    """
+    file = bundle.file(CONCEPTS)
+    if file is None:
+        return None
+    weights, bias = (one.detach().cpu().numpy() for one in (network.head.weight, network.head.linear.bias))
+    before = Concepts.from_bytes(file.read_bytes())
+    return Concepts(weights.astype("float32"), bias.astype("float32"), before.mean).to_bytes()
 
 
 def _info(bundle: Bundle, dataset: Dataset, target: Dataset, how: AdaptSettings, seen: dict[str, Any]) -> BundleInfo:

@@ -24,6 +24,7 @@ from cytolens.predict.familiarity import Familiarity, learn
 from cytolens.predict.session import Classifier, Detector
 from cytolens.tasks import attributes, classify
 from cytolens.tasks.attributes import AttributeOutput
+from cytolens.tasks.cell_scale import box_scale_features, red_index, ruler_px
 from cytolens.tasks.classify import ClassifyOutput
 from cytolens.tasks.detect import DetectOutput, findings
 from cytolens.views import View
@@ -73,6 +74,7 @@ def region_answers(
         Logits (N, ΣV) and the values' indices or −1 (N, A); embeddings have no columns.
     """
     cells_of = dict(truth.cells.by_image())
+    um_per_px = {row["image_id"]: row["um_per_px"] for row in truth.images.rows()}
     attributes_of = truth.labels.attributes
     logits = [np.zeros((0, sum(attributes.widths(attributes_of))), np.float32)]
     known = [np.zeros((0, len(attributes_of)), np.int8)]
@@ -80,10 +82,13 @@ def region_answers(
         if image_id not in cells_of:
             continue
         boxes, scores, maps = detector.look(picture[None])
-        found = findings(boxes[0], scores[0], view, output).boxes
+        seen = findings(boxes[0], scores[0], view, output)
+        found = seen.boxes
         rows, values = attributes.known_partners(cells_of[image_id], found)
         if len(rows):
-            logits.append(detector.describe(maps, view.forward_boxes(found[rows])))
+            ruler = ruler_px(seen, red_index(truth.labels), um_per_px[image_id]) if detector.scaled else None
+            scales = box_scale_features(found[rows], ruler)
+            logits.append(detector.describe(maps, view.forward_boxes(found[rows]), scales))
             known.append(values)
     table = np.concatenate(logits)
     return Answers(table, np.zeros((len(table), 0), np.float32), np.concatenate(known))

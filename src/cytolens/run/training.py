@@ -317,7 +317,9 @@ def _detect_bundle(settings: Any, network: Any, learning: Dataset, tuning: Datas
     roles = {learning.labels.role(name): name for name in learning.labels.names}
     ruler = _red_cell_px(learning, roles.get("erythrocyte"), settings.input.side_px)
     info = info_of(settings, learning, run, detect_input=settings.input, detect_output=settings.output)
-    info = info.model_copy(update={"architecture": {"model": settings.model, "red_cell_px": ruler}})
+    scaled = bool(settings.attributes) and settings.attribute_scale != "px"
+    scale = {"attribute_scale": settings.attribute_scale} if scaled else {}
+    info = info.model_copy(update={"architecture": {"model": settings.model, "red_cell_px": ruler, **scale}})
     info = info.model_copy(update={"field_ranges": _ranges(learning)})
     if settings.attributes:
         info = info.model_copy(update={"attribute_output": uncalibrated(settings.attribute_loss, learning.cells)})

@@ -34,6 +34,7 @@ class FieldSample:
         values: index of each attribute's value or −1, shape (G, A); A is 0 where attributes are not learnt.
         sides_px: root of each box's area in px of the network's input as prediction shows the field, shape (G,); what
             scales the field afterwards leaves it as it is.
+        rulers_px: diameter of a red cell of each one's field in the same px, shape (G,); 0: not known.
         regions: what attributes are read from, shape (G, 4); None: the boxes.
     """
 
@@ -44,6 +45,7 @@ class FieldSample:
     incomplete: NDArray[np.bool_]
     values: NDArray[np.int8]
     sides_px: NDArray[np.float32]
+    rulers_px: NDArray[np.float32]
     regions: NDArray[np.float32] | None = None
 
     def kept(self, keep: NDArray[np.bool_]) -> FieldSample:
@@ -55,6 +57,7 @@ class FieldSample:
             ignored=self.ignored[keep],
             values=self.values[keep],
             sides_px=self.sides_px[keep],
+            rulers_px=self.rulers_px[keep],
         )
 
     @classmethod
@@ -68,6 +71,7 @@ class FieldSample:
             np.logical_or.reduce([part.incomplete for part in parts]),
             np.concatenate([part.values for part in parts]),
             np.concatenate([part.sides_px for part in parts]),
+            np.concatenate([part.rulers_px for part in parts]),
         )
 
 

@@ -26,6 +26,7 @@ from cytolens.models.yolox import decode
 from cytolens.prepare import stain
 from cytolens.problems import LabelError, Problems
 from cytolens.tasks.attributes import value_indices, widths
+from cytolens.tasks.cell_scale import SCALE_FEATURES, Scale, annotated_ruler_px, scale_features
 from cytolens.tasks.detect import MULTIPLE, DetectInput, DetectOutput, Findings, findings, picture
 from cytolens.train.augment_field import FieldAugment, FieldSample, augmented, with_regions
 from cytolens.train.batches import readable
@@ -94,6 +95,11 @@ class DetectTraining(BaseModel):
     attribute_iou: float = Field(
         default=0.6, gt=0, lt=1, description="overlap that regions to learn from keep with the annotated boxes"
     )
+    attribute_scale: Scale = Field(
+        default="px",
+        description="what the head is told of a cell's size: px: its side in px of the input; red-cell: its side in "
+        "red cells of the field, or in 7.5 µm where the image's µm per px is known, the same at any magnification",
+    )
     optimise: Optimise = Optimise()
     hardware: Hardware = Hardware()
 
@@ -124,6 +130,7 @@ def fields(dataset: Dataset, input_settings: DetectInput, problems: Problems) ->
         named = first & cells.frame["label"].is_not_null().to_numpy() & box.valid(clipped)
         complete = row["complete_for"]
         shown = input_settings.side_px / max(height, width)
+        ruler = (annotated_ruler_px(cells, row["um_per_px"]) or 0.0) * shown
         samples.append(
             FieldSample(
                 pixels=stain.normalise(pixels, change),
@@ -133,6 +140,7 @@ def fields(dataset: Dataset, input_settings: DetectInput, problems: Problems) ->
                 incomplete=np.array([complete is not None and name not in complete for name in labels.names], bool),
                 values=value_indices(cells)[named],
                 sides_px=(np.sqrt(box.areas(clipped[named])) * shown).astype(np.float32),
+                rulers_px=np.full(int(named.sum()), ruler, np.float32),
             )
         )
     return samples
@@ -167,6 +175,7 @@ def _truth(sample: FieldSample) -> Truth:
         incomplete=torch.from_numpy(sample.incomplete),
         regions=None if sample.regions is None else torch.from_numpy(sample.regions[scored]),
         sides_px=torch.from_numpy(sample.sides_px[scored]),
+        scales=torch.from_numpy(scale_features(sample.sides_px, sample.rulers_px)[scored]),
         values=torch.from_numpy(sample.values[scored]),
     )
 
@@ -191,7 +200,11 @@ class DetectModule(LightningModule):
         self.settings = settings
         self.tuning = tuning
         self.network = catalog.detector(
-            settings.model, len(tuning.labels), widths(tuning.labels.attributes), settings.attribute_head
+            settings.model,
+            len(tuning.labels),
+            widths(tuning.labels.attributes),
+            settings.attribute_head,
+            SCALE_FEATURES if settings.attribute_scale == "red-cell" else 0,
         )
         self._found: list[Cells] = []
 

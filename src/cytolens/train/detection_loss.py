@@ -33,6 +33,7 @@ class Truth:
         incomplete: which classes are not annotated exhaustively, shape (C,), bool.
         regions: what attributes are read from, shape (G, 4); None: they are not learnt.
         sides_px: of each cell, as in `FieldSample`, shape (G,).
+        scales: how large each cell is, as of `cell_scale.scale_features`, shape (G, 2).
         values: index of each attribute's value or −1, shape (G, A).
     """
 
@@ -42,6 +43,7 @@ class Truth:
     incomplete: Tensor
     regions: Tensor | None = None
     sides_px: Tensor | None = None
+    scales: Tensor | None = None
     values: Tensor | None = None
 
     def to(self, device: torch.device) -> Truth:

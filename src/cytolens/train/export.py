@@ -4,7 +4,9 @@ The first two graphs take uint8 RGB pictures as they come from `tasks`, any numb
 
 * detector: ``images`` (B, H, W, 3) → ``boxes`` (B, L, 4) in input px, ``scores`` (B, L, C), and where it has attributes
   the maps that these are read from: ``map_4`` (B, C, H/4, W/4), ``map_8`` (B, C′, H/8, W/8);
-* its attributes: these maps and ``regions`` (N, 5), image and box in input px → ``attributes`` (N, ΣV), logits;
+* its attributes: these maps and ``regions`` (N, 5), image and box in input px → ``attributes`` (N, ΣV), logits; a head
+  that is told the size of cells takes ``scales`` (N, 2), too, which follow from the other cells of the field and so
+  from no map;
 * classifier: ``images`` (B, S, S, 3) → ``logits`` (B, K), ``embedding`` (B, D), and where it has attributes
   ``attributes`` (B, ΣV), their logits side by side; with a concept bottleneck ``concepts`` (B, ΣV), the probabilities
   that the names are read from;
@@ -61,9 +63,9 @@ class RegionGraph(nn.Module):
         super().__init__()
         self.head = copy.deepcopy(head).eval()
 
-    def forward(self, map_4: Tensor, map_8: Tensor, regions: Tensor) -> Tensor:
-        """The early maps of pictures and regions (N, 5) in them → logits (N, ΣV)."""
-        return self.head((map_4, map_8), regions)
+    def forward(self, map_4: Tensor, map_8: Tensor, regions: Tensor, scales: Tensor | None = None) -> Tensor:
+        """The early maps of pictures, regions (N, 5) in them and what is told of these (N, T) → logits (N, ΣV)."""
+        return self.head((map_4, map_8), regions, scales=scales)
 
 
 class ClassifierGraph(nn.Module):
@@ -114,7 +116,10 @@ def export_regions(network: Yolox, path: Path) -> None:
         free = {0: batch, 2: torch.export.Dim(f"rows_{name}", min=2), 3: torch.export.Dim(f"columns_{name}", min=2)}
         inputs[name] = (torch.zeros(2, channels, side, side + 4), free)
     regions = torch.tensor([[0.0, 8, 8, 40, 48], [1, 16, 4, 60, 36], [1, 0, 0, 30, 30]])
-    inputs["regions"] = (regions, {0: torch.export.Dim("cells", min=1)})
+    cells = torch.export.Dim("cells", min=1)
+    inputs["regions"] = (regions, {0: cells})
+    if network.attributes.told:
+        inputs["scales"] = (torch.zeros(len(regions), network.attributes.told), {0: cells})
     export_graph(RegionGraph(network.attributes), inputs, path, ["attributes"])
 
 

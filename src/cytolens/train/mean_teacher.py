@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from cytolens import boxes as box
 from cytolens.dataset import Dataset
 from cytolens.labels import LabelSet
+from cytolens.models.attributes import UNKNOWN, asymmetric_terms
 from cytolens.models.yolox import decode
 from cytolens.problems import Problems
 from cytolens.tasks.attributes import widths
@@ -45,6 +46,7 @@ from cytolens.train.optimiser import optimiser_and_schedule
 from cytolens.train.settings import Optimise
 
 AsTaught = DetectTraining | ClassifyTraining
+_LEAST_SURE = 0.01  # a threshold of 0 counts everything; a share of it says nothing
 _STILL = ColourAugment(stain=0, weak=0, gamma=0, white_balance=0, blur=0, resample=0, sharpen=0, noise=0, jpeg=0)
 _CALM_FIELD = FieldAugment(mosaic=0, scale=(1, 1), rotate_deg=0, shear_deg=0, translate=0, colour=_STILL)
 _CALM_CROP = CropAugment(rotate=False, scale=(1, 1), aspect=0, translate=0, colour=_STILL)
@@ -67,7 +69,9 @@ class MeanTeacher(LightningModule, ABC):
     def __init__(self, network: nn.Module, how: AdaptSettings) -> None:
         super().__init__()
         self.how = how
-        self.student = copy.deepcopy(network)
+        # In evaluation, as the teacher: the statistics of its norms stay those of the training (method batch-norm
+        # changes them), and nothing is dropped. Lightning leaves the mode of modules as it is.
+        self.student = copy.deepcopy(network).eval()
         self.teacher = copy.deepcopy(network).eval().requires_grad_(False)
         self.counted = _Counted()
 
@@ -120,7 +124,7 @@ class DetectTeacher(MeanTeacher):
     ) -> None:
         super().__init__(network, how)
         self.settings, self.nms_iou = settings, output.nms_iou
-        sure = [how.confidence or output.threshold(name) for name in labels.names]
+        sure = [how.confidence or max(output.threshold(name), _LEAST_SURE) for name in labels.names]
         self.sure = np.array(sure, np.float32)
 
     def disagreement(self, calm: Tensor, varied: Tensor) -> tuple[Tensor, int]:
@@ -166,22 +170,38 @@ class DetectTeacher(MeanTeacher):
 
 
 class ClassifyTeacher(MeanTeacher):
-    """A classifier: the teacher's surest name, and value of each attribute, is the student's truth."""
+    """A classifier: the teacher's surest name, and value of each attribute, is the student's truth.
 
-    def __init__(self, network: nn.Module, how: AdaptSettings, parts: Sequence[int]) -> None:
+    Args:
+        network: as trained.
+        how: to adapt.
+        parts: number of leaves, then of each attribute's values.
+        exclusive: whether an attribute's values exclude each other; else each was learnt by itself (asymmetric loss).
+    """
+
+    def __init__(self, network: nn.Module, how: AdaptSettings, parts: Sequence[int], *, exclusive: bool = True) -> None:
         super().__init__(network, how)
-        self.parts, self.sure = list(parts), how.confidence or 0.8
+        self.parts, self.sure, self.exclusive = list(parts), how.confidence or 0.8, exclusive
 
     def disagreement(self, calm: Tensor, varied: Tensor) -> tuple[Tensor, int]:
-        """Cross-entropy where the teacher is sure, over all cells, averaged over names and attributes."""
+        """The training's loss where the teacher is sure, over all cells, averaged over names and attributes."""
         with torch.no_grad():
             told = _said(self.teacher, calm).split(self.parts, dim=1)
         losses, sure = [], 0
-        for teacher, student in zip(told, _said(self.student, varied).split(self.parts, dim=1), strict=True):
-            most, name = teacher.softmax(dim=1).max(dim=1)
+        for part, (teacher, student) in enumerate(
+            zip(told, _said(self.student, varied).split(self.parts, dim=1), strict=True)
+        ):
+            single = part > 0 and not self.exclusive
+            # Values that were learnt each by itself are read as prediction reads them: sigmoids, divided by their sum.
+            shares = F.normalize(teacher.sigmoid(), p=1, dim=1) if single else teacher.softmax(dim=1)
+            most, best = shares.max(dim=1)
             believed = most >= self.sure
             sure += int(believed.sum())
-            losses.append((F.cross_entropy(student, name, reduction="none") * believed).mean())
+            if single:
+                known = torch.where(believed, best, UNKNOWN)[:, None]
+                losses.append(asymmetric_terms(student, known, (student.shape[1],)).mean())
+            else:
+                losses.append((F.cross_entropy(student, best, reduction="none") * believed).mean())
         return torch.stack(losses).mean(), sure
 
 
@@ -238,7 +258,8 @@ def taught(
     if isinstance(settings, DetectTraining):
         module = DetectTeacher(network, how, settings, output or settings.output, labels)
     else:
-        module = ClassifyTeacher(network, how, [len(labels.leaves), *widths(labels.attributes)])
+        parts = [len(labels.leaves), *widths(labels.attributes)]
+        module = ClassifyTeacher(network, how, parts, exclusive=settings.attribute_loss != "asymmetric")
     make, count = _two_views(settings, dataset, problems)
     batches = loader(
         Samples(make, count, how.seed), EpochSampler(count, how.seed), how.batch, how.hardware.workers, _collated

@@ -11,6 +11,7 @@ from cytolens.dataset import Dataset
 from cytolens.models.attributes import asymmetric_terms, cross_entropy_terms, mean_of_known, weights_of
 from cytolens.models.regions import RegionHead, as_regions, with_gradient
 from cytolens.tasks.attributes import known_partners, widths
+from cytolens.tasks.cell_scale import box_scale_features, red_index, ruler_px
 from cytolens.tasks.detect import Findings
 from cytolens.train.augment_field import FieldSample
 from cytolens.train.description import value_macro_f1
@@ -38,6 +39,7 @@ class DescribingDetectModule(DetectModule):
         self.value_weights: Tensor
         self.register_buffer("value_weights", weights_of(known, self.values, settings.attribute_balance))
         self._by_image = dict(tuning.cells.by_image())
+        self._um_per_px = {row["image_id"]: row["um_per_px"] for row in tuning.images.rows()}
         self._logits: list[NDArray[np.float32]] = []
         self._known: list[NDArray[np.int8]] = []
 
@@ -50,10 +52,15 @@ class DescribingDetectModule(DetectModule):
     def said(self, images: Tensor, truths: list[Truth]) -> tuple[Tensor, dict[str, Tensor]]:
         """The raw output for images, and the weighted loss of the attributes of all cells of the batch."""
         raw, maps = self.network.look(images)
-        regions, sides, values = (
-            [getattr(truth, name) for truth in truths] for name in ("regions", "sides_px", "values")
+        regions, sides, scales, values = (
+            [getattr(truth, name) for truth in truths] for name in ("regions", "sides_px", "scales", "values")
         )
-        logits = self.head(with_gradient(maps, self.settings.attribute_gradient), as_regions(regions), torch.cat(sides))
+        logits = self.head(
+            with_gradient(maps, self.settings.attribute_gradient),
+            as_regions(regions),
+            torch.cat(sides),
+            torch.cat(scales) if self.head.told else None,
+        )
         return raw, {"loss_attributes": self.settings.attribute_share * self.value_loss(logits, torch.cat(values))}
 
     def value_loss(self, logits: Tensor, values: Tensor) -> Tensor:
@@ -70,7 +77,11 @@ class DescribingDetectModule(DetectModule):
         if not len(rows):
             return
         seen = torch.from_numpy(np.asarray(view.forward_boxes(found.boxes[rows]), np.float32)).to(self.device)
-        self._logits.append(self.head(maps, as_regions([seen])).float().cpu().numpy())
+        scales = None
+        if self.head.told:
+            ruler = ruler_px(found, red_index(self.tuning.labels), self._um_per_px[image_id])
+            scales = torch.from_numpy(box_scale_features(found.boxes[rows], ruler)).to(self.device)
+        self._logits.append(self.head(maps, as_regions([seen]), scales=scales).float().cpu().numpy())
         self._known.append(values)
 
     def score(self, of_boxes: float) -> float:

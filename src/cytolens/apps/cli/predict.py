@@ -25,6 +25,10 @@ def predict(
             help="Comma separated: cells, csv, overlay, report (the default); coco, geojson, label_images, morphometry."
         ),
     ] = None,
+    overlay_attributes: Annotated[
+        str | None,
+        typer.Option(help="Attributes to write beside cells in overlays, such as cell_size,granularity or wbcatt."),
+    ] = None,
     where: Annotated[
         str | None, typer.Option(help="Only images of a dataset that meet a condition, such as 'fold = 0'.")
     ] = None,
@@ -72,6 +76,7 @@ def predict(
     from cytolens.predict.fields import image_rows, predict_images
     from cytolens.predict.group_differential import folders_as_groups
     from cytolens.predict.outputs import DEFAULT_FORMATS, checked_formats, write_outputs
+    from cytolens.predict.overlay_notes import noted_attributes
     from cytolens.predict.pipeline import Predictor
 
     if engine not in _ENGINES:
@@ -84,7 +89,10 @@ def predict(
     limit = {} if max_pixels is None else {"max_pixels": max_pixels}
     line = {"percent": blast_percent} | ({} if blasts is None else {"names": names(blasts)})
     settings = predict_settings(blasts=line, tta=tta, tile_px=tile_px, jobs=jobs, device=device, **limit)
+    if overlay_attributes is not None and "overlay" not in formats:
+        raise SettingError("--overlay-attributes writes into overlays; it goes with the format overlay")
     predictor = Predictor(Bundle.load(bundle), settings)
+    noted = noted_attributes(predictor.labels, names(overlay_attributes or ""))
     # Overlays of an earlier run are no smears; but whoever names a file there means it.
     rows = image_rows(images, leave_out=out / "overlays", where=where)
     rows = folders_as_groups(rows) if group_by == "folder" else rows
@@ -98,7 +106,7 @@ def predict(
         else:
             prediction = predict_images(predictor, rows, tell, given)
     with progress("drawing overlays", json_output) as tell:
-        summary = write_outputs(prediction, predictor.bundle, out, formats, settings, tell)
+        summary = write_outputs(prediction, predictor.bundle, out, formats, settings, tell, overlay_attributes=noted)
     lines = [
         f"{summary['images']} images, {summary['cells']} cells, {summary['referred']} referred to a person → {out}"
     ]
