@@ -159,6 +159,25 @@ def test_iou_is_that_of_the_pixels_and_of_pycocotools(left: list[Mask], right: l
         np.testing.assert_allclose(table, expected)
 
 
+@given(mask_arrays(), mask_arrays())
+def test_masks_of_another_size_are_refused_and_not_compared(one: Mask, other: Mask) -> None:
+    """The codec itself would never come back."""
+    a, b = masks.encode(one), masks.encode(other)
+    if one.size == other.size:
+        return
+    height, width = one.shape
+    for left, right in (([a], [b]), ([b], [a]), ([a, b], [a]), ([b], [])):
+        with pytest.raises(ValueError, match=f"does not describe {height} × {width} pixels"):
+            masks.iou(left, right, one.shape)
+
+
+def test_damaged_codes_are_refused_and_not_compared() -> None:
+    good = masks.encode(np.eye(4, dtype=bool))
+    for damaged in (good[:-1] + b"\x7f", good + b"P", b""):
+        with pytest.raises(ValueError, match="run-length code"):
+            masks.iou([good], [damaged], (4, 4))
+
+
 # -- other spellings of a mask --------------------------------------------------------------------
 
 coordinates = st.lists(st.tuples(st.floats(-3, 12), st.floats(-3, 12)), min_size=3, max_size=6)

@@ -8,6 +8,7 @@ compressed run-length code (bytes) in the frame of the original image. The code 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,15 +129,29 @@ def solidity(mask: Mask) -> float:
 
 
 def iou(a: Sequence[bytes], b: Sequence[bytes], size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Intersection over union of every mask of `a` with every mask of `b`, shape (N, M)."""
+    """Intersection over union of every mask of `a` with every mask of `b`, shape (N, M).
+
+    Raises:
+        ValueError: the runs of a mask do not add up to height × width.
+    """
     from faster_coco_eval.core import mask as codec
 
+    # The codec goes through two masks side by side, and never comes to the end where one has more pixels.
+    for code in (*a, *b):
+        if _pixels(code) != size_hw[0] * size_hw[1]:
+            raise ValueError(f"the run-length code does not describe {size_hw[0]} × {size_hw[1]} pixels")
     if not len(a) or not len(b):
         return np.zeros((len(a), len(b)))
     size = list(size_hw)
     left = [{"size": size, "counts": code} for code in a]
     right = [{"size": size, "counts": code} for code in b]
     return np.asarray(codec.iou(left, right, [0] * len(b)), dtype=np.float64)
+
+
+@lru_cache(maxsize=8192)
+def _pixels(code: bytes) -> int:
+    """Number of pixels of the image that a code describes; the same masks are compared many times over."""
+    return int(to_runs(code).sum())
 
 
 def from_polygons(polygons: Sequence[ArrayLike], size_hw: tuple[int, int]) -> bytes:

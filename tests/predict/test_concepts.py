@@ -14,8 +14,9 @@ from cytolens.evaluate.pictures import jpeg
 from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.predict.concepts import FILE, Concepts, Voice, concepts_of, for_and_against
 from cytolens.predict.differential import differential
+from cytolens.predict.field_blocks import joined_blocks
 from cytolens.predict.field_cells import FieldCells
-from cytolens.predict.fields import joined_blocks, predict_images
+from cytolens.predict.fields import predict_images
 from cytolens.predict.pipeline import Predictor
 from cytolens.predict.report import write_report
 from cytolens.predict.report_attributes import spoken_for_names

@@ -15,8 +15,9 @@ from cytolens.cells import Cells
 from cytolens.labels import AttributeSchema, LabelSet
 from cytolens.predict.calibrate import value_threshold
 from cytolens.predict.describe import attribute_outputs, least_likely, surprise, surprise_limit, unlike_their_kind
+from cytolens.predict.field_blocks import joined_blocks
 from cytolens.predict.field_cells import FieldCells
-from cytolens.predict.fields import ImageResult, assembled, joined_blocks
+from cytolens.predict.fields import ImageResult, assembled
 from cytolens.predict.pipeline import Predictor
 from cytolens.predict.tiles import Window
 from cytolens.problems import BundleError

@@ -25,8 +25,9 @@ from cytolens.formats import regions
 from cytolens.images import Images
 from cytolens.labels import LabelSet
 from cytolens.predict import fields
+from cytolens.predict.field_blocks import joined_blocks
 from cytolens.predict.field_cells import FieldCells
-from cytolens.predict.fields import Prediction, image_rows, joined_blocks, predict_images
+from cytolens.predict.fields import Prediction, image_rows, predict_images
 from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.predict.tiles import Window
 from cytolens.problems import DatasetError, ImageError, SettingError

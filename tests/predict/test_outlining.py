@@ -21,8 +21,9 @@ from cytolens.images import Images
 from cytolens.labels import LabelSet
 from cytolens.predict import tta
 from cytolens.predict.differential import differential, without_parts
+from cytolens.predict.field_blocks import joined_blocks
 from cytolens.predict.field_cells import FieldCells, with_outlines
-from cytolens.predict.fields import image_rows, joined_blocks, predict_images
+from cytolens.predict.fields import image_rows, predict_images
 from cytolens.predict.outlining import CellOutliner, FieldOutliner, sampled_squares, turned_back
 from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.predict.tiles import Window

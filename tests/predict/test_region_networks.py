@@ -328,6 +328,20 @@ def test_members_that_memory_does_not_hold_are_open_one_at_a_time(
     assert {name for name, _ in opened} == {"b", "c"}
 
 
+def test_a_member_that_another_thread_closes_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory does not hold all members, each thread closes those that it has asked."""
+
+    class ClosedAtOnce(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            """Open for no time at all."""
+
+    connect(monkeypatch, a=RegionEyes())
+    asked = RegionEnsemble([outlining("a")], SegmentOutput())
+    expected = asked.look(discs())
+    asked.members[0]._sessions = ClosedAtOnce()
+    np.testing.assert_array_equal(asked.look(discs()).patches, expected.patches)
+
+
 def test_trunks_look_again_where_memory_does_not_hold_what_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for maps_mb, looks in ((1024.0, 2), (0.0, 5)):
@@ -372,6 +386,13 @@ def test_members_speak_the_same_labels() -> None:
 def test_weights_are_checked(weights: dict[str, float], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         RegionEnsemble([outlining("a"), outlining("b")], SegmentOutput(), weights)
+
+
+def test_a_weight_is_of_one_member() -> None:
+    twice = [outlining("a"), outlining("a"), outlining("b")]
+    RegionEnsemble(twice, SegmentOutput(), {"b": 2})
+    with pytest.raises(SettingError, match='2 members are called "a"'):
+        RegionEnsemble(twice, SegmentOutput(), {"a": 2})
 
 
 def test_an_ensemble_has_members() -> None:

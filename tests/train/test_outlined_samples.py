@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,35 @@ def test_a_magnified_field_has_magnified_cells(tmp_path: Path) -> None:
     assert field.pixels.shape == (96, 128, 3)
     assert field.corners.tolist() == [[10, 10], [60, 16]]
     assert [patch.shape for patch in field.patches] == [(20, 20), (40, 8)]
+
+
+def test_a_crowd_takes_no_mask_of_the_whole_image_per_cell(tmp_path: Path) -> None:
+    """1,200 cells in 600 × 800 px; a mask of the image for each took 576 MB."""
+    places = [(x, y) for x in range(0, 800, 20) for y in range(0, 600, 20)]
+    Image.fromarray(np.full((600, 800, 3), 200, np.uint8)).save(tmp_path / "crowd.png")
+    rows = [{"image_id": "crowd", "path": str(tmp_path / "crowd.png"), "width_px": 800, "height_px": 600}]
+    # The first cell is a single pixel, every other one of 8 × 6 px.
+    codes = []
+    for x, y in places:
+        runs = [6, 594] * 8 if x or y else [1, 599]
+        first, last = 600 * x + y, 600 * (800 - x) - y - sum(runs) + runs[-1]
+        codes.append(masks.from_runs([first, *runs[:-1], last], (600, 800)))
+    boxes = np.array([masks.bounds(code, (600, 800)) for code in codes], np.float32)
+    cells = Cells.of(
+        LABELS,
+        image_id=["crowd"] * len(codes),
+        boxes=boxes,
+        label=["round"] * len(codes),
+        mask=codes,
+        source="import:x",
+    )
+    tracemalloc.start()
+    (field,) = fields(Dataset(Images.of(rows), cells, "crowd"), settings(), Problems())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert field.corners.tolist() == [[x, y] for x, y in places]
+    assert [patch.shape for patch in field.patches] == [(1, 1), *[(6, 8)] * 1199]
+    assert peak < 40_000_000
 
 
 @pytest.mark.parametrize("why", ["ignored", "unnamed", "unsure"])

@@ -11,11 +11,12 @@ from cytolens.bundle import Bundle
 from cytolens.formats.run_lengths import code_of_positions, positions_of_code
 from cytolens.labels import LabelSet
 from cytolens.predict import tta
+from cytolens.predict.outline_tiles import joined
 from cytolens.predict.outlining import FieldOutliner, Pixels, Read, shows
 from cytolens.predict.region_networks import RegionEnsemble
-from cytolens.predict.tiles import Window, kept, touches_inner_border, windows
+from cytolens.predict.tiles import Window, windows
 from cytolens.problems import BundleError, listing
-from cytolens.tasks.mask_cleaning import cleaned, cleaned_masks
+from cytolens.tasks.mask_cleaning import cleaned
 from cytolens.tasks.segment import Outlines, SegmentOutput, SoftOutlines
 
 _TILE_PX = 1024  # a larger field is looked at by region networks in tiles of this side
@@ -79,24 +80,12 @@ class RegionOutliner:
         return cleaned(self.soft(pixels), self.labels, self.output)
 
     def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
-        """The cells of a field of any size, tile by tile.
-
-        Tiles overlap by more than a cell. One that a tile's border cuts is taken from the neighbour that sees it whole;
-        of those that two tiles see, one stays; and then the same steps as in one picture see that no two hold a pixel.
-        """
-        boxes, classes, scores, cut, codes = [], [], [], [], []
-        for window in windows(size_wh, _TILE_PX):
-            found = cleaned(self.soft(read(window.x, window.y, window.width, window.height)), self.labels, self.output)
-            placed = found.boxes + window.shift
-            boxes.append(placed)
-            classes.append(found.classes)
-            scores.append(found.scores)
-            cut.append(touches_inner_border(placed, window, size_wh))
-            codes += [moved(window, code, size_wh) for code in found.masks]
-        every, kinds, sure = np.concatenate(boxes), np.concatenate(classes), np.concatenate(scores)
-        rows = kept(every, np.zeros(len(every), np.intp), sure, np.concatenate(cut), 0.5)
-        size_hw = (size_wh[1], size_wh[0])
-        return cleaned_masks([codes[row] for row in rows], kinds[rows], sure[rows], size_hw, self.labels, self.output)
+        """The cells of a field of any size, tile by tile; see `outline_tiles` for what becomes of those on seams."""
+        parts = [
+            (window, self.soft(read(window.x, window.y, window.width, window.height)))
+            for window in windows(size_wh, _TILE_PX)
+        ]
+        return joined(parts, size_wh, self.labels, self.output)
 
 
 def moved(window: Window, code: bytes, size_wh: tuple[int, int]) -> bytes:

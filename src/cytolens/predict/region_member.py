@@ -111,9 +111,10 @@ class RegionMember:
         return np.concatenate(parts)
 
     def _piece(self, file: str) -> Any:
-        if file not in self._sessions:
-            self._sessions[file] = session(self.bundle, self._device, self._threads, file=file)
-        return self._sessions[file]
+        opened = self._sessions.get(file)
+        if opened is None:
+            opened = self._sessions[file] = session(self.bundle, self._device, self._threads, file=file)
+        return opened  # another thread may have closed the member by now; what is being asked stays open
 
 
 def _shift(given: Any) -> tuple[float, float]:

@@ -237,6 +237,11 @@ def _weighed(bundles: Sequence[Bundle], weights: Mapping[str, float]) -> list[tu
         if name not in names:
             hint = did_you_mean(name, names)
             raise SettingError(f'weights: no member "{name}"; {hint + " " if hint else ""}members: {listing(names)}')
+        if names.count(name) > 1:
+            raise SettingError(
+                f'weights: {names.count(name)} members are called "{name}", so nothing tells which one is meant; train '
+                "or pack them under names of their own"
+            )
         if not (np.isfinite(weight) and weight >= 0):
             raise SettingError(f'weights: "{name}" has {weight}; allowed: 0 and more')
     weighed = [(one, float(weights.get(one.name, 1))) for one in bundles]

@@ -19,7 +19,7 @@ from cytolens.models.checkpoint import read_tensors, sha256_of
 from cytolens.predict.exam import make_exam
 from cytolens.problems import CytolensError, FormatError, Problems, SettingError, did_you_mean, listing, written
 from cytolens.run import published_networks as networks
-from cytolens.run.packing import card_text
+from cytolens.run.bundle_card import card_text
 from cytolens.run.published_networks import ImportSettings, Network, WeightFile
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")

@@ -60,12 +60,14 @@ class SoftOutlinesStep(Step):
         from cytolens.run.soft_predictions import write_predictions
 
         loaded = by_network(self.bundles, self.networks)
-        shares = {one.name: self.weights.get(name, 1.0) for name, some in loaded.items() for one in some}
+        shares = {one.name: self.weights[name] for name, some in loaded.items() if name in self.weights for one in some}
 
         def ensemble(names: Sequence[str], settings: Mapping[str, Any]) -> RegionEnsemble:
             some = [one for name in names for one in loaded[name]]
             output = checked(SegmentOutput, settings, "output")
-            return RegionEnsemble(some, output, {one.name: shares[one.name] for one in some}, device=self.device)
+            return RegionEnsemble(
+                some, output, {one.name: shares[one.name] for one in some if one.name in shares}, device=self.device
+            )
 
         labels = next(iter(loaded.values()))[0].labels
         of_type = {
@@ -77,7 +79,7 @@ class SoftOutlinesStep(Step):
         images, problems = write_predictions(together, rows, folder, self.jobs)
         if problems:
             notify(f"{len(problems)} of {len(rows)} images could not be read, first: {problems[0]}")
-        return {"images": len(images), "failed": len(problems), "networks": len(shares)}
+        return {"images": len(images), "failed": len(problems), "networks": len(self.bundles)}
 
 
 class TuneMasksStep(Step):

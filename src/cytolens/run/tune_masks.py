@@ -19,7 +19,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cytolens import bundle as bundles
-from cytolens import masks
 from cytolens.bundle import Bundle
 from cytolens.cells import Cells
 from cytolens.dataset import Dataset
@@ -27,8 +26,8 @@ from cytolens.evaluate import plots
 from cytolens.evaluate.sartorius import sartorius_score
 from cytolens.labels import LabelSet
 from cytolens.predict.exam import make_exam
-from cytolens.predict.soft_outlines import read_soft_outlines, soft_outline_files
 from cytolens.problems import BundleError, DatasetError, SettingError, listing, written
+from cytolens.run.judged_images import JudgedImage, judged_images, outlines_of
 from cytolens.run.mask_grid import MaskGrid, best_choice, choice_scores, nested_choices, overlaps
 from cytolens.tasks.mask_cleaning import cleaned, spoken_for
 from cytolens.tasks.segment import MaskCleaning, Outlines, SegmentOutput, SoftOutlines
@@ -87,16 +86,6 @@ class TunedMasks:
     held_out: Mapping[object, SegmentOutput]
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """One image: where its outlines are, its cells, and the fold it belongs to."""
-
-    image_id: str
-    file: Path
-    truth: Cells
-    unit: object
-
-
 def tune_masks(
     bundle: Bundle,
     soft: Path | Sequence[Path],
@@ -133,7 +122,7 @@ def tune_masks(
             "cleaning of masks to tune. Give a bundle with segment_output."
         )
     labels = bundle.labels
-    images, unit, notes = _images([soft] if isinstance(soft, Path) else soft, truth, labels)
+    images, unit, notes = judged_images([soft] if isinstance(soft, Path) else soft, truth, labels)
     scores = _grid_scores(images, labels, before, grid, notify)
     if not scores:
         raise DatasetError(f'{soft}: no image of "{truth.name}" has a cell, said or found, so there is nothing to tune')
@@ -155,70 +144,11 @@ def tune_masks(
     return result
 
 
-# -- what there is --------------------------------------------------------------------------------
-
-
-def _images(soft: Sequence[Path], truth: Dataset, labels: LabelSet) -> tuple[list[_Image], str, list[str]]:
-    """The images of the truth with their outlines, what parts them, and what has to be said of it."""
-    files = soft_outline_files(*soft)
-    frame = truth.images.frame
-    ids = [str(image_id) for image_id in frame["image_id"].to_list()]
-    if missing := [image_id for image_id in ids if image_id not in files]:
-        raise DatasetError(
-            f"{listing(map(str, soft))}: holds no outlines of {len(missing)} of the truth's {len(ids)} images: "
-            f"{listing(missing, 5)}. Predict them, or choose the images with --where."
-        )
-    if not ids:
-        raise DatasetError("the truth has no images, so there is nothing to tune on")
-    notes = []
-    if strangers := len(files) - len(ids):
-        notes.append(f"{strangers} files of outlines are of images that the truth does not have; they were left out.")
-    spoken = truth.relabel(labels)
-    if bare := spoken.cells.frame["mask"].null_count():
-        raise DatasetError(
-            f'{bare} cells of "{truth.name}" have only a box; outlines are tuned on cells with masks. '
-            "Import the data with their masks, or leave those images out with --where."
-        )
-    unit, units = _units(frame)
-    if unit != "fold":
-        notes.append(f"The truth has no folds, so the nested estimate leaves out one {unit} at a time.")
-    cells = dict(spoken.cells.by_image())
-    none = Cells.empty(labels)
-    images = [_Image(i, files[i], cells.get(i, none), part) for i, part in zip(ids, units, strict=True)]
-    return images, unit, notes
-
-
-def _units(frame: pl.DataFrame) -> tuple[str, list[object]]:
-    """What parts the images for the nested estimate, and the part of each."""
-    ids = frame["image_id"].to_list()
-    for column in ("fold", "group"):
-        values = frame[column].to_list()
-        if len({value for value in values if value is not None}) > 1:
-            return column, [
-                ("image", i) if value is None else (column, value) for i, value in zip(ids, values, strict=True)
-            ]
-    return "image", list(ids)
-
-
-def _outlines(image: _Image, labels: LabelSet) -> SoftOutlines:
-    soft = read_soft_outlines(image.file).spoken(labels)
-    for code in image.truth.masks()[:1]:
-        try:
-            masks.bounds(code or b"", soft.size_hw)
-        except ValueError:
-            height, width = soft.size_hw
-            raise DatasetError(
-                f'{image.file}: the outlines are of an image of {width} × {height} px, the masks of "{image.image_id}" '
-                "in the truth are not. Give the outlines of the images that the truth is about."
-            ) from None
-    return soft
-
-
 # -- judging --------------------------------------------------------------------------------------
 
 
 def _grid_scores(
-    images: Sequence[_Image], labels: LabelSet, output: SegmentOutput, grid: MaskGrid, notify: Notify
+    images: Sequence[JudgedImage], labels: LabelSet, output: SegmentOutput, grid: MaskGrid, notify: Notify
 ) -> dict[str, dict[int, NDArray[np.float64]]]:
     """Label → image → its score with every choice (choices,); in the order of the labels."""
     scores: dict[str, dict[int, NDArray[np.float64]]] = {}
@@ -232,9 +162,9 @@ def _grid_scores(
     return {name: scores[name] for name in labels.names if name in scores}
 
 
-def _parts(image: _Image, labels: LabelSet, output: SegmentOutput) -> Iterator[tuple[str, SoftOutlines, Cells]]:
+def _parts(image: JudgedImage, labels: LabelSet, output: SegmentOutput) -> Iterator[tuple[str, SoftOutlines, Cells]]:
     """The labels that an image counts for, each with the outlines and the cells that count."""
-    soft = _outlines(image, labels)
+    soft = outlines_of(image, labels)
     classes = spoken_for(soft.classes, soft.scores, output)
     if output.one_label:
         if len(classes):  # an image without outlines has the same score whatever the settings
@@ -256,7 +186,7 @@ def _rows(soft: SoftOutlines, rows: NDArray[np.bool_], classes: NDArray[np.intp]
 def _choice(
     label: str,
     scores: Mapping[int, NDArray[np.float64]],
-    images: Sequence[_Image],
+    images: Sequence[JudgedImage],
     labels: LabelSet,
     output: SegmentOutput,
     grid: MaskGrid,
@@ -277,7 +207,7 @@ def _choice(
 
 def _held_out(
     scores: Mapping[str, Mapping[int, NDArray[np.float64]]],
-    images: Sequence[_Image],
+    images: Sequence[JudgedImage],
     output: SegmentOutput,
     grid: MaskGrid,
 ) -> dict[object, SegmentOutput]:
@@ -295,7 +225,7 @@ def _held_out(
 
 
 def _judged(
-    images: Sequence[_Image],
+    images: Sequence[JudgedImage],
     labels: LabelSet,
     before: SegmentOutput,
     best: SegmentOutput,
@@ -305,7 +235,7 @@ def _judged(
     """Mean scores by the cleaning itself: as it was, with the best settings, and nested."""
     rows = []
     for image in images:
-        soft = _outlines(image, labels)
+        soft = outlines_of(image, labels)
         readings = (before, best, held_out[image.unit])
         rows.append([_score(cleaned(soft, labels, one), image.truth, labels, soft.size_hw) for one in readings])
     was, in_sample, nested = np.mean(rows, axis=0).tolist()

@@ -142,9 +142,14 @@ def cleaned(soft: SoftOutlines, labels: LabelSet, output: SegmentOutput) -> Outl
         output: the steps, for all cell types or for each.
     """
     classes = spoken_for(soft.classes, soft.scores, output)
-    limits = [output.cleaning_of(labels.names[index]).mask_threshold for index in classes.tolist()]
-    codes = pasted(soft, np.array(limits, np.float32), output.pasting)
+    codes = cut_off(soft, classes, labels, output)
     return cleaned_masks(codes, classes, soft.scores, soft.size_hw, labels, output)
+
+
+def cut_off(soft: SoftOutlines, classes: NDArray[np.intp], labels: LabelSet, output: SegmentOutput) -> list[bytes]:
+    """The soft masks in the image, each cut off where its class (N) says, as run-length codes (N); see `pasted`."""
+    limits = [output.cleaning_of(labels.names[index]).mask_threshold for index in classes.tolist()]
+    return pasted(soft, np.array(limits, np.float32), output.pasting)
 
 
 def cleaned_masks(

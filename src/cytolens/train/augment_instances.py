@@ -19,6 +19,7 @@ from cytolens.train.augment_colour import ColourAugment, vary_colour
 
 Pixels = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
+Part = tuple[Masks, int, int]  # a mask within its bounds (h, w), and its left and top in px
 AS_IT_IS = ColourAugment(stain=0, weak=0, gamma=0, white_balance=0, blur=0, resample=0, sharpen=0, noise=0, jpeg=0)
 
 
@@ -71,13 +72,21 @@ class OutlinedField:
         cls, pixels: Pixels, masks: Sequence[Masks], classes: NDArray[np.int64], extra: bool = False
     ) -> OutlinedField:
         """A field from whole masks (G arrays (H, W)), none of them empty."""
-        corners, patches = np.zeros((len(masks), 2), np.intp), []
-        for row, mask in enumerate(masks):
+        parts = []
+        for mask in masks:
             columns, lines = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-            corners[row] = columns[0], lines[0]
-            patches.append(mask[lines[0] : lines[-1] + 1, columns[0] : columns[-1] + 1].copy())
+            patch = mask[lines[0] : lines[-1] + 1, columns[0] : columns[-1] + 1].copy()
+            parts.append((patch, int(columns[0]), int(lines[0])))
+        return cls.of_parts(pixels, parts, classes, extra)
+
+    @classmethod
+    def of_parts(
+        cls, pixels: Pixels, parts: Sequence[Part], classes: NDArray[np.int64], extra: bool = False
+    ) -> OutlinedField:
+        """A field from masks within their bounds (G), none of them empty."""
+        corners = np.array([(x, y) for _, x, y in parts], np.intp).reshape(-1, 2)
         kind = int(np.bincount(classes).argmax()) if len(classes) else -1
-        return cls(pixels, corners, tuple(patches), classes, kind, extra)
+        return cls(pixels, corners, tuple(patch for patch, _, _ in parts), classes, kind, extra)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from cytolens.dataset import Dataset
 from cytolens.problems import DatasetError, Problems, SettingError, listing
 from cytolens.tasks.detect import BORDER, MULTIPLE
 from cytolens.tasks.segment import picture
-from cytolens.train.augment_instances import OutlinedField, OutlinedSample, augmented
+from cytolens.train.augment_instances import OutlinedField, OutlinedSample, Part, augmented
 from cytolens.train.batches import EpochSampler, readable
 from cytolens.train.segment_settings import SegmentTraining
 from cytolens.views import View
@@ -85,11 +85,11 @@ def _field(pixels: NDArray[np.uint8], cells: Cells, settings: SegmentTraining, e
     truth = cells.frame.select(
         (~pl.col("ignore") & pl.col("label").is_not_null() & ~unsure.fill_null(False)).alias("truth")
     )["truth"].to_numpy()
-    whole = [mask_arithmetic.decode(code, (canvas.shape[0], canvas.shape[1])) for code in codes]
-    canvas = _painted_over(canvas, whole, truth)
-    kept = [at for at, mask in enumerate(whole) if truth[at] and mask.any()]
+    parts = [mask_arithmetic.crop(code, (canvas.shape[0], canvas.shape[1])) for code in codes]
+    canvas = _painted_over(canvas, parts, truth)
+    kept = [at for at, (mask, _, _) in enumerate(parts) if truth[at] and mask.any()]
     classes = cells.frame["label"].to_physical().to_numpy()[kept].astype(np.int64)
-    return OutlinedField.of(canvas, [whole[at] for at in kept], classes, extra)
+    return OutlinedField.of_parts(canvas, [parts[at] for at in kept], classes, extra)
 
 
 def _moved(cells: Cells, view: View) -> Cells:
@@ -97,15 +97,13 @@ def _moved(cells: Cells, view: View) -> Cells:
     return cells if view.wh == view.source_wh and np.array_equal(view.matrix, np.eye(2, 3)) else view.forward(cells)
 
 
-def _painted_over(
-    canvas: NDArray[np.uint8], whole: Sequence[NDArray[np.bool_]], truth: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
+def _painted_over(canvas: NDArray[np.uint8], parts: Sequence[Part], truth: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The picture with the mean of its pixels where there are only cells that are not truths."""
     if truth.all():
         return canvas
     hidden, shown = np.zeros(canvas.shape[:2], bool), np.zeros(canvas.shape[:2], bool)
-    for mask, true in zip(whole, truth, strict=True):
-        (shown if true else hidden)[mask] = True
+    for (mask, x, y), true in zip(parts, truth, strict=True):
+        (shown if true else hidden)[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
     result = canvas.copy()
     result[hidden & ~shown] = canvas.mean(axis=(0, 1)).astype(np.uint8)
     return result
