@@ -50,6 +50,16 @@ def test_the_published_shape() -> None:
     assert network.attributes.bins_hw == (24, 30)
 
 
+@pytest.mark.parametrize("size", ["small", "attridet"])
+def test_a_fresh_head_passes_on_what_it_sees(size: str) -> None:
+    """As strong as it came: a signal that fades from layer to layer leaves the last one nothing to learn from."""
+    torch.manual_seed(1)
+    head = RegionHead(size, (24, 48), EARLY_STRIDES, VALUES).eval()
+    seen = torch.randn(32, 72, *head.bins_hw)
+    with torch.no_grad():
+        assert 0.5 < float(head.features(seen).std()) < 4
+
+
 def test_a_size_that_is_not_known() -> None:
     with pytest.raises(ValueError, match="small, attridet"):
         RegionHead("large", (2, 2), EARLY_STRIDES, VALUES)

@@ -23,6 +23,7 @@ from torchvision.ops import roi_align
 from cytolens.models.attributes import AttributeHeads
 
 _SAMPLES = 2  # per bin and axis
+_SLOPE = 0.1  # of leaky ReLU below 0
 _SIDE_PX = 64.0  # a region of this side counts as 0 for the last layer, twice as large as 1
 
 
@@ -64,14 +65,19 @@ class RegionHead(nn.Module):
         layers: list[nn.Module] = []
         width, (rows, columns) = sum(channels), shape.bins_hw
         for outputs in shape.channels:
-            layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.LeakyReLU(_SLOPE), nn.MaxPool2d(2)]
             width, rows, columns = outputs, rows // 2, columns // 2
         layers.append(nn.Flatten())
         width *= rows * columns
         for outputs in shape.hidden:
-            layers += [nn.Linear(width, outputs), nn.LeakyReLU(0.1), nn.Dropout(shape.dropout)]
+            layers += [nn.Linear(width, outputs), nn.LeakyReLU(_SLOPE), nn.Dropout(shape.dropout)]
             width = outputs
         self.features = nn.Sequential(*layers)
+        for layer in self.features:
+            # PyTorch's own draw makes each layer's signal weaker; after four of them nothing is learnt for long.
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, a=_SLOPE, nonlinearity="leaky_relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.told = told
         self.heads = AttributeHeads(width + (told or 1), values)
 
