@@ -38,8 +38,10 @@ have scores/white.json || {
 have dsb/dataset.json || cytolens import "$DATA/dsb2018" --format rle_csv --out dsb --name dsb2018 \
   --licence "CC0 1.0" || [ $? = 1 ]
 have dsb-parts/dataset.json || cytolens split dsb --group-by look --shares train=0.8,val=0.2 --seed 1 --out dsb-parts
+have runs/nuclei-first/bundle/exam/expected.parquet || cytolens train outline --data dsb-parts \
+  --recipe "$RECIPES/nuclei-first.toml" --out runs/nuclei-first --resume
 have runs/nuclei/bundle/exam/expected.parquet || cytolens train outline --data dsb-parts \
-  --recipe "$RECIPES/nuclei.toml" --out runs/nuclei --resume
+  --recipe "$RECIPES/nuclei.toml" --set "weights=runs/nuclei-first/weights.safetensors" --out runs/nuclei --resume
 have found/nuclei/run.json || cytolens predict dsb-parts --where "split = 'val'" --bundle runs/nuclei \
   --format cells,overlay --out found/nuclei
 have scores/nuclei.json || {

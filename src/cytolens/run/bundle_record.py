@@ -23,13 +23,12 @@ def info_of(settings: Any, dataset: Dataset, run: Path, **more: Any) -> BundleIn
         run: the run folder, with its ``finished.json``.
         more: fields of the description that the task knows.
     """
-    public = WEIGHTS.get(settings.weights or "")
     return BundleInfo(
         name=settings.name,
         task=more.pop("task", settings.task),
         labels=dataset.labels.to_dict(),
         licence=dataset.licence,
-        credits=[f"started from {public.credit}, {public.licence}"] if public else [],
+        credits=_credits(settings.weights),
         training={
             "settings": settings.model_dump(mode="json"),
             "dataset": dataset.name,
@@ -42,6 +41,23 @@ def info_of(settings: Any, dataset: Dataset, run: Path, **more: Any) -> BundleIn
         },
         **more,
     )
+
+
+def _credits(weights: str | None) -> list[str]:
+    """Whom the starting weights are owed to: public ones to their makers, a run's own to whom that run names."""
+    if weights is None:
+        return []
+    if public := WEIGHTS.get(weights):
+        return [f"started from {public.credit}, {public.licence}"]
+    # A run leaves its bundle beside its weights, and a bundle of its own holds both.
+    place = Path(weights).parent
+    for file in (place / "bundle" / "bundle.json", place / "bundle.json"):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8")).get("credits", [])
+        except (OSError, ValueError, AttributeError):
+            continue
+        return [str(one) for one in told] if isinstance(told, list) else []
+    return []
 
 
 def _commit() -> str | None:
