@@ -247,6 +247,17 @@ def test_a_field_of_no_cells_and_one_of_a_pixel(monkeypatch: pytest.MonkeyPatch)
     assert {masks.area(code) for code in found.masks} == {1}
 
 
+def test_a_count_that_stops_at_the_limit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [(30.0 + 45 * n, 30.0, 9.0, 9.0) for n in range(5)]
+    alone, many = field((250, 60), cells), field((600, 60), cells)
+    one = outliner(monkeypatch, Finder(), most=3)
+    (note,) = one.look(alone).notes
+    assert note == "3 cells found, which is as many as are kept (output.most): some may be missing"
+    (note,) = one.look(many).notes
+    assert note.startswith("3 cells found in 1 of 3 tiles, ")
+    assert outliner(monkeypatch, Finder(), most=6).look(alone).notes == ()
+
+
 def test_depths_are_counted_from_inner_borders_only() -> None:
     boxes = np.array([[10, 20, 30, 40]], np.float32)
     assert depths(boxes, Window(0, 0, 100, 100), (100, 100)).tolist() == [np.inf]

@@ -28,6 +28,7 @@ class FieldCells:
         reasons: why cells were referred: reason → which cells, shape (N,).
         attributes: column → probabilities over its values, shape (N, V); rows of NaN where nothing is said.
         masks: COCO's run-length codes of the field (N), None for a cell without; None: no cell is outlined.
+        notes: what a reader of the count has to know of how the field was looked at.
         concepts: what the classifier read names from, shape (N, ΣV) of its attributes, rows of NaN where it did not
             speak; None: it reads them from something else.
     """
@@ -43,6 +44,7 @@ class FieldCells:
     attributes: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     masks: list[bytes | None] | None = None
     concepts: NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def of_outlines(found: Outlines, labels: LabelSet) -> FieldCells:
@@ -56,6 +58,7 @@ def of_outlines(found: Outlines, labels: LabelSet) -> FieldCells:
         counted=found.counted,
         refer=np.zeros(count, bool),
         masks=list(found.masks),
+        notes=found.notes,
     )
 
 

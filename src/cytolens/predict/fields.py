@@ -234,7 +234,8 @@ def _find_in(predictor: Predictor, row: dict[str, Any]) -> ImageResult:
         height, width = image.pixels.shape[:2]
         known, said = _scaled(row, lambda: metadata_of(Path(path)).um_per_px)
         known |= {"sha256": image.sha256, "width_px": width, "height_px": height}
-        return ImageResult(known, predictor.field(image.pixels, known.get("um_per_px")), notes=(*image.notes, *said))
+        found = predictor.field(image.pixels, known.get("um_per_px"))
+        return ImageResult(known, found, notes=(*image.notes, *said, *found.notes))
     except ImageError as error:
         return ImageResult(row, None, error.problem)
 
@@ -283,7 +284,7 @@ def _look_by_regions(predictor: Predictor, row: dict[str, Any], regions: Regions
     known = row | {"sha256": regions.fingerprint(), "width_px": size_wh[0], "height_px": size_wh[1]}
     if predictor.outlines_fields:
         found = predictor.through(regions.read, size_wh, sampled_squares(regions.read, size_wh))
-        return ImageResult(known, found, notes=("read by tiles", *said, *pages))
+        return ImageResult(known, found, notes=("read by tiles", *said, *pages, *found.notes))
     blocks = windows(size_wh, _BLOCK_PX)
     notes = [f"read in {len(blocks)} regions", *said, *pages]
     red_cell_px = None

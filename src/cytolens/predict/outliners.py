@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,8 @@ class RegionOutliner:
         size_wh = (pixels.shape[1], pixels.shape[0])
         if max(size_wh) > _TILE_PX:
             return self.look_through(lambda x, y, w, h: pixels[y : y + h, x : x + w], size_wh, pixels)
-        return cleaned(self.soft(pixels), self.labels, self.output)
+        soft = self.soft(pixels)
+        return replace(cleaned(soft, self.labels, self.output), notes=self._notes([soft]))
 
     def look_through(self, read: Read, size_wh: tuple[int, int], sample: Pixels) -> Outlines:
         """The cells of a field of any size, tile by tile; see `outline_tiles` for what becomes of those on seams."""
@@ -85,7 +87,17 @@ class RegionOutliner:
             (window, self.soft(read(window.x, window.y, window.width, window.height)))
             for window in windows(size_wh, _TILE_PX)
         ]
-        return joined(parts, size_wh, self.labels, self.output)
+        return replace(joined(parts, size_wh, self.labels, self.output), notes=self._notes([soft for _, soft in parts]))
+
+    def _notes(self, looks: Sequence[SoftOutlines]) -> tuple[str, ...]:
+        """A count that stops at a limit says so."""
+        full = sum(len(soft.boxes) >= self.output.most for soft in looks)
+        if not full:
+            return ()
+        where = "" if len(looks) == 1 else f" in {full} of {len(looks)} tiles"
+        return (
+            f"{self.output.most} cells found{where}, which is as many as are kept (output.most): some may be missing",
+        )
 
 
 def moved(window: Window, code: bytes, size_wh: tuple[int, int]) -> bytes:

@@ -55,7 +55,7 @@ class SegmentOutput(BaseModel):
     proposals_kept: int = Field(default=1000, gt=0, description="proposals that are looked at in all")
     box_nms_iou: float = Field(default=0.6, gt=0, le=1, description="whatever the label")
     score_floor: float = Field(default=0.05, ge=0, le=1, description="cells below it are thrown away")
-    most: int = Field(default=1000, gt=0, description="cells kept per image")
+    most: int = Field(default=1000, gt=0, description="cells kept per image, or per tile of a large one")
     views: int = Field(default=1, ge=1, le=8, description="flips and turns looked at, averaged stage by stage")
     one_label: bool = Field(
         default=False, description="all cells of an image are of the type that most of it speaks for"
@@ -109,6 +109,7 @@ class Outlines:
         scores: shape (N,), float32.
         masks: COCO's compressed run-length codes in the frame of the image (N).
         counted: whether the score is high enough, shape (N,), bool.
+        notes: what a reader of the count has to know.
     """
 
     boxes: NDArray[np.float32]
@@ -116,6 +117,7 @@ class Outlines:
     scores: NDArray[np.float32]
     masks: list[bytes]
     counted: NDArray[np.bool_]
+    notes: tuple[str, ...] = ()
 
 
 def picture(pixels: NDArray[np.uint8], settings: SegmentInput) -> tuple[NDArray[np.uint8], View]:
