@@ -19,6 +19,10 @@ class History(Callback):
     """
 
     def __init__(self, run: Path) -> None:
+        # Loaded now and not after the first epoch: its compiled parts make an ImportError of a Ctrl-C that meets them.
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+
         self.path = Path(run) / "history.parquet"
         self._started = self._learnt = time.monotonic()
         self._images = 0
