@@ -166,6 +166,28 @@ def test_a_value_that_is_missing_teaches_nothing_and_spoils_nothing(data: Datase
     assert float(whole.detach()) == pytest.approx(mean, rel=1e-4)
 
 
+def test_who_describes_one_cell_well_and_finds_no_other_is_not_the_best(data: Dataset) -> None:
+    module = planned(data, settings()).module
+    module.log = module.log_dict = lambda *_, **__: None
+    known = value_indices(data.cells)
+    described = known[(known != -1).any(axis=1)]
+    right = np.concatenate(
+        [
+            np.eye(width, dtype=np.float32)[np.maximum(described[:, at], 0)]
+            for at, width in enumerate((3, 2, 2, 2, 2, 2, 2))
+        ],
+        axis=1,
+    )
+    scores = []
+    for count in (len(described), 1):
+        module._logits, module._known = [right[:count]], [described[:count]]
+        scores.append(module.score(0.5))
+    every, one = scores
+    assert every > one
+    assert one <= (0.5 + 1 / len(described)) / 2
+    assert module.score(0.5) == 0.25  # nothing was found
+
+
 def test_a_batch_without_any_value_learns_boxes(data: Dataset) -> None:
     bare = data.relabel(LabelSet(data.labels.names)).relabel(data.labels)
     plan = planned(bare, settings())

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytolens.dataset import Dataset
-from cytolens.models.attributes import asymmetric_terms, cross_entropy_terms, mean_of_known, weights_of
+from cytolens.models.attributes import UNKNOWN, asymmetric_terms, cross_entropy_terms, mean_of_known, weights_of
 from cytolens.models.regions import RegionHead, as_regions, with_gradient
-from cytolens.tasks.attributes import known_partners, widths
+from cytolens.tasks.attributes import known_partners, value_indices, widths
 from cytolens.tasks.cell_scale import box_scale_features, red_index, ruler_px
 from cytolens.tasks.detect import Findings
 from cytolens.train.augment_field import FieldSample
@@ -39,6 +39,7 @@ class DescribingDetectModule(DetectModule):
         self.value_weights: Tensor
         self.register_buffer("value_weights", weights_of(known, self.values, settings.attribute_balance))
         self._by_image = dict(tuning.cells.by_image())
+        self._annotated = int((value_indices(tuning.cells) != UNKNOWN).any(axis=1).sum())
         self._um_per_px = {row["image_id"]: row["um_per_px"] for row in tuning.images.rows()}
         self._logits: list[NDArray[np.float32]] = []
         self._known: list[NDArray[np.int8]] = []
@@ -85,12 +86,17 @@ class DescribingDetectModule(DetectModule):
         self._known.append(values)
 
     def score(self, of_boxes: float) -> float:
-        """The mean of the score of the boxes and the mean macro-F1 of the attributes."""
+        """The mean of the score of the boxes and that of the attributes.
+
+        The latter is their mean macro-F1 times the share of the described cells that were found: whoever finds one
+        cell and describes it well is not the best.
+        """
         of_values: dict[str, float] = {}
         if self._logits:
             of_values = value_macro_f1(np.concatenate(self._logits), np.concatenate(self._known), self.tuning.labels)
+        found = sum(map(len, self._known)) / max(self._annotated, 1)
         self._logits, self._known = [], []
         described = float(np.mean(list(of_values.values()))) if of_values else 0.0
         self.log("f1_attributes", described, prog_bar=True)
         self.log_dict({f"f1 {a.column}": of_values.get(a.column, 0.0) for a in self.tuning.labels.attributes})
-        return (of_boxes + described) / 2
+        return (of_boxes + found * described) / 2
