@@ -99,6 +99,47 @@ def test_slivers_are_dropped_unless_kept() -> None:
     assert smallest(kept) < 0.5 * smallest(strict)
 
 
+@given(seed=st.integers(0, 10_000), mosaic=st.sampled_from([0.0, 1.0]))
+@settings(max_examples=60)
+def test_what_an_augmentation_cuts_is_neither_cell_nor_background(seed: int, mosaic: float) -> None:
+    fields = [field(i) for i in range(4)]
+    plain = FieldAugment(mosaic=mosaic, translate=0.45, least_left=0.1, colour=PLAIN_COLOUR)
+    one, other = (
+        augmented(0, 4, fields.__getitem__, 96, chosen, np.random.default_rng(seed), closing=False)
+        for chosen in (plain, plain.model_copy(update={"least_taught": 0.7}))
+    )
+    assert not one.ignored.any()
+    np.testing.assert_array_equal(one.boxes, other.boxes)
+    # Discs: a box that lies away from every border was cut by none.
+    within = ((other.boxes[:, :2] > 0) & (other.boxes[:, 2:] < 96)).all(axis=1)
+    if mosaic == 0:
+        assert not other.ignored[within].any()
+    width, height = box.sizes_wh(other.boxes).T
+    # A disc of which less than half its width is left has lost more than three tenths of its box.
+    sliver = (np.minimum(width, height) < 0.5 * np.maximum(width, height)) & ~within
+    if mosaic == 0:
+        assert other.ignored[sliver].all()
+
+
+@given(seed=st.integers(0, 10_000), cells=st.integers(0, 5))
+@settings(max_examples=40)
+def test_a_field_as_predicted_is_whole(seed: int, cells: int) -> None:
+    from cytolens.tasks.detect import MULTIPLE
+    from cytolens.views import fitted
+
+    lone = field(seed, cells=cells)
+    chosen = FieldAugment(
+        mosaic=0, scale=(2, 3), translate=0.5, as_predicted=1, flip=0, quarter_turn=False, colour=PLAIN_COLOUR
+    )
+    sample = augmented(0, 1, [lone].__getitem__, 96, chosen, np.random.default_rng(seed), closing=False)
+    view, inner = fitted((160, 120), 96, MULTIPLE)
+    np.testing.assert_allclose(sample.boxes, view.forward_boxes(lone.boxes), atol=0.01)
+    assert not sample.ignored.any()
+    shown = view.pixels(lone.pixels)[: inner[1], : inner[0]].astype(float)
+    assert np.abs(sample.pixels[: inner[1], : inner[0]] - shown).mean() < 6
+    assert (sample.pixels[inner[1] + 1 :] == BORDER).all()
+
+
 def test_mixup_keeps_both_truths_and_averages() -> None:
     fields = [field(1, cells=2), field(2, cells=2)]
     chosen = FieldAugment(mosaic=1, mixup=1, colour=PLAIN_COLOUR)

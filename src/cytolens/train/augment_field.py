@@ -2,6 +2,10 @@
 
 Source: the YOLOX recipe (arXiv 2107.08430, section 2.1). A box that a border cuts down to a sliver
 is dropped here (`least_left`), which the reference keeps.
+
+Whether a cell that the picture's border cuts is annotated is a habit of the annotators. Cells that an augmentation cuts
+know nothing of it: shown as cells they teach to find slivers that nobody boxes, shown as background to overlook what
+others box. `least_taught` takes them out of the lesson, and `as_predicted` shows the borders that there are.
 """
 
 from __future__ import annotations
@@ -90,7 +94,19 @@ class FieldAugment(BaseModel):
     translate: float = Field(default=0.1, ge=0, description="largest shift, in sides of the input")
     flip: float = Field(default=0.5, ge=0, le=1, description="how often mirrored, for each axis")
     quarter_turn: bool = Field(default=True, description="turn by a random number of quarters")
+    as_predicted: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how often a field that is not in a mosaic is shown whole, as in prediction",
+    )
     least_left: float = Field(default=0.1, ge=0, le=1, description="share of a box's area that must be left")
+    least_taught: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a box's area that must be left for it to teach; with less the place is not scored",
+    )
     colour: ColourAugment = ColourAugment()
 
 
@@ -131,7 +147,7 @@ def with_regions(sample: FieldSample, least_iou: float, random: Generator) -> Fi
     return replace(sample, regions=regions, sides_px=(sample.sides_px * grown).astype(np.float32))
 
 
-def _warped(sample: FieldSample, matrix: NDArray[np.float64], side_px: int, least_left: float) -> FieldSample:
+def _warped(sample: FieldSample, matrix: NDArray[np.float64], side_px: int, settings: FieldAugment) -> FieldSample:
     """The sample through an affine map (2, 3) of pixel edges onto a square."""
     import cv2
 
@@ -147,15 +163,16 @@ def _warped(sample: FieldSample, matrix: NDArray[np.float64], side_px: int, leas
     middle = moved.mean(axis=1)
     half = np.sqrt(((moved[:, 1] - moved[:, 0]) / 2) ** 2 + ((moved[:, 3] - moved[:, 0]) / 2) ** 2)
     whole = np.concatenate([middle - half, middle + half], axis=1)
-    return _cut(replace(sample, pixels=pixels, boxes=whole.astype(np.float32)), side_px, least_left)
+    return _cut(replace(sample, pixels=pixels, boxes=whole.astype(np.float32)), side_px, settings)
 
 
-def _cut(sample: FieldSample, side_px: int, least_left: float) -> FieldSample:
-    """Boxes clipped to the picture; those of which too little is left are dropped."""
+def _cut(sample: FieldSample, side_px: int, settings: FieldAugment) -> FieldSample:
+    """Boxes clipped to the picture; those of which too little is left are dropped, or not scored."""
     clipped = box.clip(sample.boxes, side_px, side_px)
     left = box.areas(clipped) / np.maximum(box.areas(sample.boxes), 1e-9)
-    keep = (left > 0) & (left >= least_left) & (box.sizes_wh(clipped) > 1).all(axis=1)
-    return replace(sample, boxes=clipped).kept(keep)
+    keep = (left > 0) & (left >= settings.least_left) & (box.sizes_wh(clipped) > 1).all(axis=1)
+    ignored = sample.ignored | (left < settings.least_taught)
+    return replace(sample, boxes=clipped, ignored=ignored).kept(keep)
 
 
 def _affine(
@@ -172,11 +189,13 @@ def _affine(
 def _single(sample: FieldSample, side_px: int, settings: FieldAugment, random: Generator) -> FieldSample:
     height, width = sample.pixels.shape[:2]
     fit = side_px / max(height, width)
+    if settings.as_predicted and random.random() < settings.as_predicted:
+        return _warped(sample, np.array([[fit, 0, 0], [0, fit, 0]]), side_px, settings)
     low, high = np.log(settings.scale)
     shift = random.uniform(-1, 1, 2) * settings.translate * side_px
     to = (side_px / 2 + shift[0], side_px / 2 + shift[1])
     matrix = _affine((width / 2, height / 2), to, fit * np.exp(random.uniform(low, high)), settings, random)
-    return _warped(sample, matrix, side_px, settings.least_left)
+    return _warped(sample, matrix, side_px, settings)
 
 
 def _mosaic(samples: list[FieldSample], side_px: int, settings: FieldAugment, random: Generator) -> FieldSample:
@@ -199,13 +218,13 @@ def _mosaic(samples: list[FieldSample], side_px: int, settings: FieldAugment, ra
             canvas[y0:y1, x0:x1] = scaled[y0 - top : y1 - top, x0 - left : x1 - left]
         ratio = np.array([inner[0] / width, inner[1] / height] * 2, np.float32)
         placed = sample.boxes * ratio + np.array([left, top] * 2, np.float32)
-        parts.append(_cut(replace(sample, boxes=placed), 2 * side_px, settings.least_left))
+        parts.append(_cut(replace(sample, boxes=placed), 2 * side_px, settings))
     joined = FieldSample.together(canvas, parts)
     low, high = np.log(settings.mosaic_scale)
     shift = random.uniform(-1, 1, 2) * settings.translate * side_px
     to = (side_px / 2 + shift[0], side_px / 2 + shift[1])
     matrix = _affine((side_px, side_px), to, np.exp(random.uniform(low, high)), settings, random)
-    return _warped(joined, matrix, side_px, settings.least_left)
+    return _warped(joined, matrix, side_px, settings)
 
 
 def _mixup(sample: FieldSample, other: FieldSample, settings: FieldAugment, random: Generator) -> FieldSample:
@@ -213,7 +232,9 @@ def _mixup(sample: FieldSample, other: FieldSample, settings: FieldAugment, rand
     if not len(other.boxes):
         return sample
     side_px = sample.pixels.shape[0]
-    calm = settings.model_copy(update={"scale": settings.mixup_scale, "rotate_deg": 0.0, "shear_deg": 0.0})
+    calm = settings.model_copy(
+        update={"scale": settings.mixup_scale, "rotate_deg": 0.0, "shear_deg": 0.0, "as_predicted": 0.0}
+    )
     second = _single(other, side_px, calm, random)
     pixels = ((sample.pixels.astype(np.uint16) + second.pixels) // 2).astype(np.uint8)
     return FieldSample.together(pixels, (sample, second))
