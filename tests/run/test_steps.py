@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from cytolens.boxes import non_maximum_suppression
 from cytolens.bundle import Bundle
 from cytolens.bundle import write as write_bundle
 from cytolens.cells import Cells
@@ -207,8 +208,10 @@ def test_fuse_with_itself_keeps_what_counts(found: list[Path], tmp_path: Path) -
     fused, images = read_found(tmp_path / "fused")
     assert images is not None
     assert len(images) == 2
-    counted = [one.filter(pl.col("counted")).frame.sort("image_id", "score") for one in (cells, fused)]
-    assert len(counted[0]) == len(counted[1]) > 5
+    counted = [one.filter(pl.col("counted")) for one in (cells, fused)]
+    # Boxes that fusing takes for one cell become one; the detector's own limit is a little wider.
+    once = [non_maximum_suppression(own.boxes(), own.scores(), 0.55) for _, own in counted[0].by_image()]
+    assert sum(map(len, once)) == len(counted[1]) > 5
 
 
 def test_crops_are_findings_with_the_names_of_the_truth(fields: Path, found: list[Path], tmp_path: Path) -> None:
