@@ -81,7 +81,7 @@ def training_settings(
     """The settings of a training from a recipe, the command line and defaults.
 
     Args:
-        task: detect, classify or segment.
+        task: one of `TASKS`.
         recipe: TOML file with settings.
         overrides: KEY=VALUE each.
         model: another network than the recipe's; of a region network the backbone.

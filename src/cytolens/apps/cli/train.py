@@ -13,7 +13,7 @@ from cytolens.problems import require
 
 @command
 def train(
-    task: Annotated[str, typer.Argument(help="detect, classify or segment.")],
+    task: Annotated[str, typer.Argument(help="detect, classify, outline or segment.")],
     data: Annotated[list[Path], typer.Option(help="The dataset to learn from; repeated, several are joined.")],
     out: Annotated[Path, typer.Option(help="Run folder: settings, checkpoints, history, and the finished bundle.")],
     model: Annotated[
