@@ -23,6 +23,7 @@ from cytolens.image_files import load_image
 from cytolens.images import Images
 from cytolens.labels import LabelSet
 from cytolens.predict.blend import tuned_weights
+from cytolens.predict.fuse import FuseSettings
 from cytolens.predict.pipeline import Predictor, PredictSettings
 from cytolens.prepare.synthetic import write_synthetic
 from cytolens.problems import DatasetError, SettingError
@@ -210,7 +211,7 @@ def test_fuse_with_itself_keeps_what_counts(found: list[Path], tmp_path: Path) -
     assert len(images) == 2
     counted = [one.filter(pl.col("counted")) for one in (cells, fused)]
     # Boxes that fusing takes for one cell become one; the detector's own limit is a little wider.
-    once = [non_maximum_suppression(own.boxes(), own.scores(), 0.55) for _, own in counted[0].by_image()]
+    once = [non_maximum_suppression(own.boxes(), own.scores(), FuseSettings().iou) for _, own in counted[0].by_image()]
     assert sum(map(len, once)) == len(counted[1]) > 5
 
 
